@@ -1,0 +1,360 @@
+"""ZeroMQ as a transport: ROUTER on the server, one DEALER for each server on the client, over TCP or a Unix socket.
+
+ZeroMQ alone bounds messages, not bytes, and reconnects without a word. So here a DEALER never
+reconnects by itself: its socket monitor says when the connection ends, and that ends the channel.
+A ROUTER is mandatory (it refuses instead of dropping), its high-water mark is set before it binds,
+and a message counts as unsent until ZeroMQ's own tracker says that its memory is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from shardfeed_wire.endpoint import parse_endpoint
+from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
+from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
+
+__all__ = ["ZeroMQ"]
+
+_COPY_BELOW = 65_536
+"""Smaller frames are cheaper to copy than to track."""
+
+_POLL_SENT = 0.001
+_POLL_WRITABLE = 0.005
+_NEVER_MS = 2**31 - 1
+"""Not -1: with that, ZeroMQ throws away what has arrived as soon as the connection ends."""
+
+_HEARTBEAT_MS = 5_000
+_HEARTBEAT_TIMEOUT_MS = 20_000
+
+_ENDS = {
+    zmq.Event.DISCONNECTED: "the connection was closed",
+    zmq.Event.CLOSED: "nobody listens there",
+    zmq.Event.CONNECT_RETRIED: "nobody listens there",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "what listens there does not speak ZeroMQ",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ as we do",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "the server did not accept our credentials",
+}
+
+
+class _Watched:
+    """The descriptor of a ZeroMQ socket, while the loop watches it.
+
+    It must be let go before the socket is closed: the next socket may get the same number.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def start(self, socket: zmq.Socket[bytes], changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever the socket's state may have changed."""
+        descriptor = socket.getsockopt(zmq.FD)
+        assert isinstance(descriptor, int)
+        asyncio.get_running_loop().add_reader(descriptor, changed)
+        self._descriptor = descriptor
+
+    def stop(self) -> None:
+        """Let go. Idempotent."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            asyncio.get_running_loop().remove_reader(descriptor)
+
+
+class _Socket:
+    """A ZeroMQ socket in an asyncio loop: waiting for input, and knowing when frames are free again."""
+
+    def __init__(self, socket: zmq.Socket[bytes], url: str, limits: Limits) -> None:
+        self.raw = socket
+        socket.linger = 0
+        socket.maxmsgsize = limits.frame_bytes
+        socket.rcvhwm = limits.messages
+        socket.sndhwm = limits.messages
+        socket.ipv6 = "[" in url  # else ZeroMQ writes IPv4 addresses as IPv6 ones
+        socket.heartbeat_ivl = _HEARTBEAT_MS
+        socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
+        self._waiter: asyncio.Future[None] | None = None
+        self._watched = _Watched()
+        self._unsent: list[tuple[zmq.MessageTracker, asyncio.Future[None]]] = []
+        self._poll: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Let the receiver look again: a send may have swallowed the signal meant for it."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def input(self) -> list[zmq.Frame]:
+        """Return the next message's frames; raises zmq.ZMQError once the socket is closed."""
+        while True:
+            try:
+                return self.raw.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                await self.change()
+
+    async def change(self) -> None:
+        """Block until the socket's state may have changed.
+
+        The loop watches the descriptor only meanwhile: it stays readable until somebody looks.
+        """
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        self._watched.start(self.raw, self.wake)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            self._watched.stop()
+
+    async def output(self, chunks: Sequence[Any]) -> None:
+        """Send frames, waiting while the mark is reached, and return when their memory is free."""
+        frames = [_frame(chunk) for chunk in chunks]
+        while True:
+            if self.raw.closed:
+                raise ClosedChannelError("the channel was closed while a message waited to be sent")
+            try:
+                self.raw.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                break
+            except zmq.Again:
+                self.wake()
+                await asyncio.sleep(_POLL_WRITABLE)
+        self.wake()
+        trackers = [frame.tracker for frame in frames if frame.tracker is not None]
+        del frames  # they hold the memory too
+        if trackers:
+            await self._free(zmq.MessageTracker(*trackers))
+
+    async def _free(self, tracker: zmq.MessageTracker) -> None:
+        loop = asyncio.get_running_loop()
+        free = loop.create_future()
+        self._unsent.append((tracker, free))
+        if self._poll is None:
+            self._poll = loop.call_later(_POLL_SENT, self._check_unsent)
+        await free
+
+    def _check_unsent(self) -> None:
+        waiting = []
+        for tracker, free in self._unsent:
+            if free.cancelled():
+                continue
+            if tracker.done:
+                free.set_result(None)
+            else:
+                waiting.append((tracker, free))
+        self._unsent = waiting
+        self._poll = asyncio.get_running_loop().call_later(_POLL_SENT, self._check_unsent) if waiting else None
+
+    async def flushed(self) -> None:
+        """Block until no frame is unsent."""
+        await asyncio.gather(*(asyncio.shield(free) for _, free in self._unsent), return_exceptions=True)
+
+    def close(self) -> None:
+        """Close the socket and wake whoever waits on it."""
+        if self._poll is not None:
+            self._poll.cancel()
+        for _, free in self._unsent:
+            if not free.done():
+                free.set_exception(ClosedChannelError("the channel was closed while a message was being sent"))
+        self._unsent.clear()
+        self.wake()
+        self._watched.stop()
+        self.raw.close()
+
+
+def _frame(chunk: Any) -> zmq.Frame:
+    size = memoryview(chunk).nbytes
+    return zmq.Frame(chunk, track=True, copy=False) if size >= _COPY_BELOW else zmq.Frame(bytes(chunk), copy=True)
+
+
+class _Channel(Channel):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits) -> None:
+        self._url, self._limits = url, limits
+        self._socket = _Socket(context.socket(zmq.DEALER), url, limits)
+        self._socket.raw.reconnect_ivl = _NEVER_MS
+        self._monitor = self._socket.raw.get_monitor_socket()
+        self._monitored = _Watched()
+        self._events: asyncio.Task[None] | None = None
+        self._connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broken: str | None = None
+        self._closed = False
+
+    async def connect(self) -> None:
+        try:
+            self._events = asyncio.create_task(self._watch())
+            self._socket.raw.connect(self._url)
+            await self._connected
+        except zmq.ZMQError as error:
+            self.close()
+            raise EndpointError(f"endpoint {self._url!r} cannot be used: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def _watch(self) -> None:
+        """Follow the socket monitor until it reports the connection's end."""
+        changed = asyncio.Event()
+        self._monitored.start(self._monitor, changed.set)
+        try:
+            while self._broken is None:
+                while self._monitor.poll(0) and self._broken is None:
+                    self._note(zmq.Event(recv_monitor_message(self._monitor)["event"]))
+                if self._broken is None:
+                    await changed.wait()
+                    changed.clear()
+        finally:
+            self._monitored.stop()
+
+    def _note(self, event: zmq.Event) -> None:
+        if event == zmq.Event.HANDSHAKE_SUCCEEDED and not self._connected.done():
+            self._connected.set_result(None)
+        elif event in _ENDS:
+            self._broken = f"{self._url}: {_ENDS[event]}"
+            if not self._connected.done():
+                if event == zmq.Event.DISCONNECTED:
+                    self._broken = f"{self._url}: what listens there is not a shardfeed server"
+                self._connected.set_exception(BrokenChannelError(self._broken))
+            self._socket.wake()
+
+    async def send(self, chunks: Sequence[Any]) -> None:
+        self._check_usable()
+        sending = asyncio.ensure_future(self._socket.output(chunks))
+        try:
+            while not sending.done():
+                await asyncio.wait([sending], timeout=0.1)
+                self._check_usable()
+            sending.result()
+        except zmq.ZMQError as error:
+            raise BrokenChannelError(f"{self._url}: {error}") from error
+        finally:
+            sending.cancel()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedChannelError(f"the channel to {self._url} was closed")
+        if self._broken:
+            raise BrokenChannelError(self._broken)
+
+    async def receive(self) -> list[Any]:
+        while True:
+            if self._closed:
+                raise ClosedChannelError(f"the channel to {self._url} was closed")
+            try:
+                frames = self._socket.raw.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                if self._broken:
+                    raise BrokenChannelError(self._broken) from None
+                await self._socket.change()
+                continue
+            if len(frames) > self._limits.frames:
+                most = self._limits.frames
+                self._broken = f"{self._url} sent a message of {len(frames)} frames; {most} are the most taken"
+                raise BrokenChannelError(self._broken)
+            return [frame.buffer for frame in frames]
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._connected.done() and not self._connected.cancelled():
+            self._connected.exception()  # seen: nobody else will ask
+        if self._events is not None:
+            self._events.cancel()
+        self._monitored.stop()
+        self._socket.raw.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+
+
+class _Listener(Listener):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits) -> None:
+        self._limits = limits
+        self._socket = _Socket(context.socket(zmq.ROUTER), url, limits)
+        self._socket.raw.router_mandatory = True
+        self._closed = False
+        endpoint = parse_endpoint(url)
+        try:
+            if endpoint.path:
+                _remove_stale_socket(Path(endpoint.path))
+            self._socket.raw.bind(f"{url[: -len(':0')]}:*" if endpoint.port == 0 and not endpoint.path else url)
+        except (zmq.ZMQError, OSError) as error:
+            self._socket.close()
+            raise EndpointError(f"cannot listen on {url}: {error}") from error
+        bound = self._socket.raw.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        self.url = bound.decode().rstrip("\0")
+
+    async def receive(self) -> tuple[bytes, list[Any]]:
+        while True:
+            try:
+                frames = await self._socket.input()
+            except zmq.ZMQError as error:
+                raise ClosedChannelError(f"the listener on {self.url} was closed") from error
+            if 2 <= len(frames) <= self._limits.frames:
+                return frames[0].bytes, [frame.buffer for frame in frames[1:]]
+
+    async def send(self, peer: bytes, chunks: Sequence[Any]) -> None:
+        try:
+            await self._socket.output([peer, *chunks])
+        except zmq.ZMQError as error:
+            if self._closed:
+                raise ClosedChannelError(f"the listener on {self.url} was closed") from error
+            raise BrokenChannelError(f"the client is gone: {error}") from error
+
+    async def close(self, linger: float = 0.0) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._socket.flushed(), linger)
+        self._socket.raw.linger = round(linger * 1000)  # small frames were copied: ZeroMQ still has them
+        self._socket.close()
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Remove a Unix socket that a killed server left; ZeroMQ would take over a living one's as well."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise OSError(f"{os.fspath(path)} exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        else:
+            raise OSError("another process listens there")
+
+
+class ZeroMQ(Transport):
+    """ZeroMQ over TCP and Unix sockets; all its sockets share one context and one I/O thread."""
+
+    def __init__(self) -> None:
+        """Make the context; its threads start with the first socket."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def listen(self, url: str, limits: Limits) -> Listener:
+        """Bind a ROUTER; see `Transport.listen`."""
+        return _Listener(self._context, url, limits)
+
+    async def connect(self, url: str, limits: Limits) -> Channel:
+        """Connect a DEALER; see `Transport.connect`."""
+        channel = _Channel(self._context, url, limits)
+        await channel.connect()
+        return channel
+
+    def close(self) -> None:
+        """End the context; see `Transport.close`."""
+        self._context.term()
+
+
+for _scheme in ("tcp", "ipc"):
+    register(_scheme, ZeroMQ)
