@@ -1,0 +1,193 @@
+"""Samples' bytes by manifest, from shards that are still the ones that were indexed."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from shardfeed_wire.errors import ShardError
+from webdataset.manifest import Manifest
+from webdataset.tarindex import index_shard
+
+__all__ = ["Identity", "ShardReader", "identify_shard"]
+
+Identity: TypeAlias = "tuple[int, int, int, int]"
+"""Device, inode, size in bytes, modification time in ns."""
+
+_LOOKS_AT_A_TIME = 32
+_AGAIN = "make the manifest again with `shardfeed index`"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    name: str
+    path: str
+    identity: Identity | None
+    reason: str
+
+
+class ShardReader:
+    """Reads byte ranges of a manifest's shards; for one thread.
+
+    It pickles, without its descriptors and without looking at the shards again: make it once, and
+    give it to worker processes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        partial: bool = False,
+        max_open: int = 128,
+    ) -> None:
+        """Look at every shard and compare it with the manifest. Blocks.
+
+        A shard of another size has changed. One of the same size and another modification time is
+        scanned again, and accepted where its headers are the same, as after a copy.
+
+        :param root: the folder that the shards' names are relative to; default: the manifest's.
+        :param partial: go on when shards are missing or changed; ``readable`` says which are not.
+        :param max_open: descriptors kept open.
+        :raises ShardError: shards are missing or changed since (unless ``partial``); all are named.
+        """
+        self._max_open = max_open
+        self._open: OrderedDict[int, int] = OrderedDict()
+        # On a network's file system each look takes a while.
+        with ThreadPoolExecutor(min(_LOOKS_AT_A_TIME, len(manifest.names))) as pool:
+            look = functools.partial(_look_at, manifest, root)
+            self._shards: list[_Shard] = list(pool.map(look, range(len(manifest.names))))
+        bad = [shard for shard in self._shards if shard.identity is None]
+        if bad and (not partial or len(bad) == len(self._shards)):
+            shown = "\n  ".join(shard.reason for shard in bad[:50])
+            message = bad[0].reason if len(bad) == 1 else f"{len(bad)} of {len(self._shards)} shards:\n  {shown}"
+            raise ShardError(message, shard=bad[0].name if len(bad) == 1 else None)
+
+    @property
+    def readable(self) -> list[bool]:
+        """Say for each shard number whether it can be read here."""
+        return [shard.identity is not None for shard in self._shards]
+
+    def check(self, number: int) -> None:
+        """Make sure that a shard's path still leads to the file seen at the start. Blocks for one stat.
+
+        :raises ShardError: it is another file, or the file has changed, or was never readable.
+        """
+        shard = self._readable_shard(number)
+        try:
+            identity = _identity(os.stat(shard.path))  # noqa: PTH116 - once a request and shard
+        except OSError as error:
+            raise _fault(shard.name, f"{shard.path} is gone: {error.strerror}; {_AGAIN}") from error
+        if identity != shard.identity:
+            raise _fault(shard.name, f"{shard.path} changed since it was opened; {_AGAIN}")
+
+    def read(self, number: int, start: int, length: int) -> bytes:
+        """Read ``length`` bytes of a shard from offset ``start``. Blocks.
+
+        ``check`` the shard first, once for as many reads as belong together.
+
+        :raises ShardError: it was never readable, has become another file, the range is not in it,
+            or reading fails.
+        """
+        shard = self._readable_shard(number)
+        size = shard.identity[2] if shard.identity else 0
+        if start < 0 or length < 0 or start + length > size:
+            raise _fault(shard.name, f"it has {size} bytes, none at {start} to {start + length}; {_AGAIN}")
+        try:
+            fd = self._descriptor(number, shard)
+            data = os.pread(fd, length, start)
+            return data if len(data) == length else _read_on(fd, shard.name, data, start, length)
+        except OSError as error:
+            raise _fault(shard.name, f"cannot read {shard.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close all descriptors; the reader can be used again and opens them anew."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_max_open": self._max_open, "_shards": self._shards, "_open": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    def _readable_shard(self, number: int) -> _Shard:
+        shard = self._shards[number]
+        if shard.identity is None:
+            raise ShardError(shard.reason, shard=shard.name)
+        return shard
+
+    def _descriptor(self, number: int, shard: _Shard) -> int:
+        fd = self._open.get(number)
+        if fd is not None:
+            self._open.move_to_end(number)
+            return fd
+        fd = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+        # Between check() and here the path may have come to lead elsewhere.
+        if _identity(os.fstat(fd)) != shard.identity:
+            os.close(fd)
+            raise _fault(shard.name, f"{shard.path} changed since it was opened; {_AGAIN}")
+        if len(self._open) >= self._max_open:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[number] = fd
+        return fd
+
+
+def identify_shard(manifest: Manifest, number: int, path: str) -> Identity:
+    """Compare a file with what the manifest says of a shard, and return what identifies the file.
+
+    Blocks: for a stat, or for a scan of its headers where only the modification time differs.
+
+    :raises ShardError: it cannot be read, or has changed since the manifest was made.
+    """
+    name = manifest.names[number]
+    try:
+        identity = _identity(Path(path).stat())
+    except OSError as error:
+        raise _fault(name, f"cannot read {path}: {error.strerror}") from error
+    size = manifest.sizes[number]
+    if identity[2] != size:
+        raise _fault(name, f"changed since it was indexed: {path} has {identity[2]} bytes, not {size}; {_AGAIN}")
+    if identity[3] != manifest.mtimes[number] and index_shard(path, name).digest != manifest.digests[number].tobytes():
+        raise _fault(name, f"changed since it was indexed: {path} holds other samples; {_AGAIN}")
+    return identity
+
+
+def _look_at(manifest: Manifest, root: str | os.PathLike[str] | None, number: int) -> _Shard:
+    path = manifest.path(number, root)
+    try:
+        return _Shard(manifest.names[number], path, identify_shard(manifest, number, path), "")
+    except ShardError as error:
+        return _Shard(manifest.names[number], path, None, str(error))
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _fault(name: str, reason: str) -> ShardError:
+    return ShardError(f"shard {name}: {reason}", shard=name)
+
+
+def _read_on(fd: int, name: str, data: bytes, start: int, length: int) -> bytes:
+    """Complete a read that gave less than asked for, as some file systems do and Linux does at 2 GiB."""
+    parts = [data]
+    have = len(data)
+    while have < length:
+        data = os.pread(fd, length - have, start + have)
+        if not data:
+            raise _fault(name, f"it ends at byte {start + have}, cut short since it was opened; {_AGAIN}")
+        parts.append(data)
+        have += len(data)
+    return b"".join(parts)

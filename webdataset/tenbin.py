@@ -1,0 +1,246 @@
+"""Binary tensor encodings for PyTorch and NumPy: the documented ``tenbin`` module.
+
+The format, and its codec for buffers and lists of chunks, are ``shardfeed_wire.tenbin``'s; here are
+files, streams, and the convenience functions for ZeroMQ and SCTP sockets. Files end with ``.ten``.
+Whatever is malformed is a ``TenbinError``, which is a ValueError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as sockets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from struct import Struct
+from typing import Any, Protocol
+
+from shardfeed_wire.errors import ConfigError, TenbinError
+from shardfeed_wire.tenbin import (
+    ALIGNMENT,
+    MAGIC,
+    Infos,
+    decode_buffer,
+    decode_list,
+    encode_buffer,
+    encode_list,
+    frame_chunk,
+)
+from webdataset.tarsource import ReadsBytes
+from webdataset.wholefile import WholeFile
+
+__all__ = [
+    "decode_buffer",
+    "decode_list",
+    "encode_buffer",
+    "encode_list",
+    "load",
+    "read",
+    "save",
+    "sctp_recv",
+    "sctp_send",
+    "write",
+    "zrecv_multipart",
+    "zrecv_single",
+    "zsend_multipart",
+    "zsend_single",
+]
+
+
+_FRAME = Struct("<8sq")
+_PIECE = 1 << 20
+_PART = 1 << 20
+# Linux: this part of what was received is not data but an event of the association.
+_MSG_NOTIFICATION = 0x8000
+
+
+class _WritesBytes(Protocol):
+    """A binary stream to write to."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Write all of the bytes; may block."""
+
+
+def write(stream: _WritesBytes, l: Iterable[Any], infos: Sequence[str] | None = None) -> None:  # noqa: E741 - documented
+    """Write a list of arrays to a stream, with magics, length, and padding. Blocks.
+
+    :param l: arrays or tensors, and ``infos``: their names, as ``encode_list`` takes them.
+    :raises TenbinError: one cannot be encoded; nothing was written.
+    """
+    for chunk in encode_list(l, infos):
+        for part in frame_chunk(chunk):
+            stream.write(part)
+
+
+def read(stream: ReadsBytes, n: int = 999999, infos: Infos = False) -> Any:
+    """Read a list of at most ``n`` arrays from a stream, with magics, length, and padding. Blocks.
+
+    :param infos: False, True or names to check against; see ``decode_list``.
+    :returns: writable arrays; with ``infos=True``, they and their names.
+    :raises TenbinError: malformed, or the stream ends inside an array. Memory is taken as bytes
+        arrive, not as they are claimed.
+    """
+    chunks: list[bytearray] = []
+    for _ in range(n):
+        header = _read_chunk(stream)
+        if header is None:
+            break
+        data = _read_chunk(stream)
+        if data is None:
+            raise TenbinError("the stream ends between an array's header and its data")
+        chunks += [header, data]
+    return decode_list(chunks, infos)
+
+
+def save(fname: str | os.PathLike[str], *args: Any, infos: Sequence[str] | None = None, nocheck: bool = False) -> None:
+    """Save arrays to a file, with magics, length, and padding. Blocks. The file appears when it is whole.
+
+    :param fname: ends with ``.ten``, unless ``nocheck``.
+    :raises ConfigError: it does not.
+    :raises TenbinError: an array cannot be encoded.
+    :raises OSError: the file cannot be written.
+    """
+    _check_name(fname, nocheck)
+    chunks = encode_list(args, infos)
+    with WholeFile(fname) as file:
+        for chunk in chunks:
+            file.stream.writelines(frame_chunk(chunk))
+
+
+def load(fname: str | os.PathLike[str], infos: Infos = False, nocheck: bool = False) -> Any:
+    """Read a list of arrays from a file, with magics, length, and padding. Blocks.
+
+    :param fname: ends with ``.ten``, unless ``nocheck``.
+    :param infos: False, True or names to check against; see ``decode_list``.
+    :returns: writable arrays; with ``infos=True``, they and their names.
+    :raises ConfigError: the name does not end with ``.ten``.
+    :raises TenbinError: the file is malformed; it is named.
+    :raises OSError: it cannot be read.
+    """
+    _check_name(fname, nocheck)
+    with Path(fname).open("rb") as stream:
+        try:
+            return read(stream, infos=infos)
+        except TenbinError as error:
+            raise TenbinError(f"{fname}: {error}") from error
+
+
+def zsend_single(socket: Any, l: Iterable[Any], infos: Sequence[str] | None = None) -> Any:  # noqa: E741 - documented
+    """Send arrays as a single part ZMQ message: the buffer of ``encode_buffer``. Blocks as the socket does."""
+    return socket.send(encode_buffer(l, infos))
+
+
+def zrecv_single(socket: Any, infos: Infos = False) -> Any:
+    """Receive arrays as a single part ZMQ message; read-only views of it. Blocks as the socket does.
+
+    :raises TenbinError: the message is not tenbin, or has other names than ``infos``.
+    """
+    return decode_buffer(socket.recv(), infos)
+
+
+def zsend_multipart(socket: Any, l: Iterable[Any], infos: Sequence[str] | None = None) -> Any:  # noqa: E741 - documented
+    """Send arrays as a multipart ZMQ message: the chunks of ``encode_list``. Blocks as the socket does."""
+    return socket.send_multipart(encode_list(l, infos))
+
+
+def zrecv_multipart(socket: Any, infos: Infos = False) -> Any:
+    """Receive arrays as a multipart ZMQ message; read-only views of it. Blocks as the socket does.
+
+    :raises TenbinError: the message is not tenbin, or has other names than ``infos``.
+    """
+    return decode_list(socket.recv_multipart(), infos)
+
+
+def sctp_send(socket: Any, dest: tuple[str, int], l: Iterable[Any], infos: Sequence[str] | None = None) -> None:  # noqa: E741
+    """Send arrays as an SCTP datagram. Blocks as the socket does.
+
+    This is just a convenience function and illustration. For more complex networking needs, you may
+    want to call ``encode_buffer`` and the socket's ``sctp_send`` directly.
+
+    :param socket: of pysctp, one-to-one or one-to-many.
+    :param dest: host and port.
+    :raises ConfigError: the message is larger than the socket's send buffer; how to raise that is said.
+    """
+    message = encode_buffer(l, infos)
+    try:
+        socket.sctp_send(message, to=dest)
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise
+        raise ConfigError(
+            f"a message of {len(message)} bytes is larger than the SCTP socket's send buffer: "
+            "raise SO_SNDBUF of the socket, and net.core.wmem_max, above that"
+        ) from error
+
+
+def sctp_recv(socket: Any, infos: Infos = False, maxsize: int = 100000000) -> Any:
+    """Receive arrays as an SCTP datagram. Blocks as the socket does.
+
+    This is just a convenience function and illustration. For more complex networking needs, you may
+    want to call the socket's ``sctp_recv`` and ``decode_buffer`` directly.
+
+    :param socket: of pysctp. One-to-one and listening: a connection is accepted, and closed again;
+        one-to-many, or connected: the next message is taken.
+    :param maxsize: bytes that a message may have.
+    :raises TenbinError: the message is not tenbin, larger, ends early, or has other names than ``infos``.
+    """
+    is_stream = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_TYPE) == sockets.SOCK_STREAM
+    if not is_stream or not socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN):
+        message = _receive_parts(socket, maxsize)
+    else:
+        client, _ = socket.accept()
+        try:
+            message = _receive_parts(client, maxsize)
+        finally:
+            client.close()
+    return decode_buffer(message, infos)
+
+
+def _receive_parts(socket: Any, maxsize: int) -> bytearray:
+    """Put a message together: Linux gives a large one in parts, the last of them flagged."""
+    message = bytearray()
+    while True:
+        _, flags, part, _ = socket.sctp_recv(min(_PART, maxsize + 1 - len(message)))
+        if flags & _MSG_NOTIFICATION:
+            continue
+        message += part
+        if len(message) > maxsize:
+            raise TenbinError(f"an SCTP message has more than maxsize = {maxsize} bytes")
+        if flags & sockets.MSG_EOR:
+            return message
+        if not part:
+            raise TenbinError(f"the SCTP association ended after {len(message)} bytes of a message")
+
+
+def _check_name(fname: str | os.PathLike[str], nocheck: bool) -> None:
+    if not nocheck and not os.fspath(fname).endswith(".ten"):
+        raise ConfigError(f"{os.fspath(fname)!r} does not end with .ten: rename it, or pass nocheck=True")
+
+
+def _read_chunk(stream: ReadsBytes) -> bytearray | None:
+    """Read one framed chunk, or None at the end of the stream."""
+    start = _read_exactly(stream, _FRAME.size, may_end=True)
+    if start is None:
+        return None
+    magic, size = _FRAME.unpack(start)
+    if magic != MAGIC:
+        raise TenbinError(f"no chunk starts here: found {magic!r}, not {MAGIC!r}")
+    if size < 0:
+        raise TenbinError(f"a chunk has the negative length {size}")
+    data = _read_exactly(stream, size)
+    padding = _read_exactly(stream, -size % ALIGNMENT)
+    if padding is not None and any(padding):
+        raise TenbinError("the padding of a chunk is not zero")
+    return data
+
+
+def _read_exactly(stream: ReadsBytes, size: int, *, may_end: bool = False) -> bytearray | None:
+    data = bytearray()
+    while len(data) < size:
+        part = stream.read(min(size - len(data), _PIECE))
+        if not part:
+            if may_end and not data:
+                return None
+            raise TenbinError(f"the stream ends after {len(data)} of {size} bytes of a chunk")
+        data += part
+    return data
