@@ -1,0 +1,1 @@
+"""What a data node runs: it reads, decodes, augments and batches samples, and answers those who ask for them."""

@@ -1,0 +1,233 @@
+"""What a server is told: typed, from ``shardfeed.toml`` or from the command line's options.
+
+`docs/configuration.md` describes every key.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from shardfeed_server.tables import Place, read_table
+from shardfeed_wire.endpoint import expand_braces, parse_endpoint
+from shardfeed_wire.errors import ConfigError
+from webdataset.images import MAX_PIXELS
+from webdataset.manifest import BLOCK_BYTES
+
+__all__ = [
+    "Collate",
+    "FieldConfig",
+    "Interpolation",
+    "ServerConfig",
+    "StreamConfig",
+    "load_config",
+    "stream_from_options",
+]
+
+Collate: TypeAlias = Literal["stack", "pad", "ragged"]
+Interpolation: TypeAlias = Literal["bilinear", "bicubic", "nearest"]
+
+
+class FieldConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A field's own table; `docs/recipe.md` says what each key does."""
+
+    ext: str
+    decode: str | bool | None = None
+    collate: Collate = "stack"
+    pad_value: float = 0
+    max_len: int | None = None
+    mask: bool | str = False
+    interpolation: Interpolation | None = None
+    label_map: dict[str, int] | str | None = None
+
+
+class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream: shards and a recipe.
+
+    ``shards`` are paths or URLs, with braces. ``fields`` is text (``jpg;png cls`` for tuples,
+    ``image=jpg;png label=cls`` for dicts), a list of fields (tuples) or a table of them (dicts).
+    ``transform`` is ``module:name``. ``max_pixels`` bounds width x height of a picture before it
+    is decoded; ``block_bytes`` is where blocks are cut. Raises ConfigError for a bound below 1.
+    """
+
+    shards: str | tuple[str, ...]
+    fields: str | tuple[str | FieldConfig, ...] | dict[str, str | FieldConfig]
+    decode: str | bool = "rgb8"
+    transforms: tuple[str, ...] = ()
+    transform: str | None = None
+    manifest: str | None = None
+    max_pixels: int = MAX_PIXELS
+    block_bytes: int = BLOCK_BYTES
+    exclude_bad: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one("max_pixels", self.max_pixels)
+        _at_least_one("block_bytes", self.block_bytes)
+
+    def shard_paths(self) -> list[str]:
+        """Return the shards, braces expanded, in order. Raises ConfigError for a brace that does not close."""
+        given = [self.shards] if isinstance(self.shards, str) else self.shards
+        return [path for text in given for path in expand_braces(text)]
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One server.
+
+    ``workers`` is None for one a core. ``insecure`` allows addresses that other machines reach.
+    ``name`` is the server's stable name, None for one made of host and port. ``code_dir`` is where
+    Python transforms are imported from. ``send_bytes`` bounds answers that are finished and not yet
+    sent, over all clients; ``queue_requests`` the requests that wait. After ``sample_timeout``
+    seconds at one sample a worker is replaced. Raises ConfigError for an address that needs
+    ``insecure``, no stream, or a bound that is not positive.
+    """
+
+    streams: dict[str, StreamConfig]
+    bind: tuple[str, ...] = ("tcp://127.0.0.1:7880",)
+    workers: int | None = None
+    insecure: bool = False
+    name: str | None = None
+    code_dir: str | None = None
+    send_bytes: int = 1 << 30
+    queue_requests: int = 1024
+    sample_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ConfigError("no stream is configured; write a table [streams.NAME] with shards and fields")
+        if not self.bind:
+            raise ConfigError('bind is empty; write for example bind = ["tcp://127.0.0.1:7880"]')
+        for url in self.bind:
+            if not parse_endpoint(url).is_loopback and not self.insecure:
+                raise ConfigError(
+                    f"bind: {url!r} can be reached from other machines, and clients are not authenticated; pass "
+                    "`--insecure` or write `insecure = true` where the network is trusted, else bind to 127.0.0.1"
+                )
+        if self.workers is not None:
+            _at_least_one("workers", self.workers)
+        _at_least_one("send_bytes", self.send_bytes)
+        _at_least_one("queue_requests", self.queue_requests)
+        if not self.sample_timeout > 0:
+            raise ConfigError(f"sample_timeout is {self.sample_timeout}; it is seconds and must be above 0")
+
+
+def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | None = None) -> ServerConfig:
+    """Read a configuration file.
+
+    ``overrides`` are keys of the file's top level that count instead of what the file says; their
+    paths are relative to the current folder. Relative paths in the file (shards, manifest, code_dir,
+    label maps) are relative to the file's folder and come back joined to it. Blocks on the file.
+    Raises ConfigError, naming file, place, key and what to write.
+    """
+    file = Path(path)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {file}: {error.strerror}; give --config a TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}; correct that line") from error
+    folder = file.parent
+    if isinstance(code_dir := table.get("code_dir"), str):
+        table["code_dir"] = _joined(folder, code_dir)
+    table.update(overrides or {})
+    readers = {"streams": lambda value, place: _read_streams(value, place, folder), "bind": _read_bind}
+    return read_table(ServerConfig, table, Place(str(file)), readers)
+
+
+def stream_from_options(
+    shards: Sequence[str],
+    *,
+    fields: str,
+    decode: str | None = None,
+    resize: str | None = None,
+    transforms: Sequence[str] = (),
+    transform: str | None = None,
+    manifest: str | None = None,
+    max_pixels: int | None = None,
+    block_bytes: int | None = None,
+    exclude_bad: bool = False,
+) -> StreamConfig:
+    """Make the one stream of ``shardfeed serve SHARDS --fields ...``; None means the default.
+
+    ``resize`` stands before ``transforms``. Raises ConfigError as ``StreamConfig`` does.
+    """
+    table: dict[str, object] = {
+        "shards": list(shards),
+        "fields": fields,
+        "decode": decode,
+        "transforms": [*([f"resize={resize}"] if resize else []), *transforms],
+        "transform": transform,
+        "manifest": manifest,
+        "max_pixels": max_pixels,
+        "block_bytes": block_bytes,
+        "exclude_bad": exclude_bad,
+    }
+    given = {key: value for key, value in table.items() if value is not None}
+    return read_table(StreamConfig, given, Place("the command line"), {})
+
+
+def _read_bind(value: object, place: Place) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple) and all(isinstance(url, str) for url in value):
+        return tuple(value)
+    raise place.error(f'found {value!r}: expected a URL or a list of them, such as ["tcp://127.0.0.1:7880"]')
+
+
+def _read_streams(value: object, place: Place, folder: Path) -> dict[str, StreamConfig]:
+    if not isinstance(value, dict):
+        raise place.error(f"found {value!r}: expected tables, [streams.NAME]")
+    readers = {"fields": lambda value, place: _read_fields(value, place, folder)}
+    streams = {}
+    for name, table in value.items():
+        stream = read_table(StreamConfig, table, place / name, readers)
+        shards = stream.shards
+        streams[name] = msgspec.structs.replace(
+            stream,
+            shards=_joined(folder, shards) if isinstance(shards, str) else tuple(_joined(folder, s) for s in shards),
+            manifest=None if stream.manifest is None else _joined(folder, stream.manifest),
+        )
+    return streams
+
+
+def _read_fields(
+    value: object, place: Place, folder: Path
+) -> str | tuple[str | FieldConfig, ...] | dict[str, str | FieldConfig]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return tuple(_read_field(item, place / str(number), folder) for number, item in enumerate(value))
+    if isinstance(value, dict):
+        return {name: _read_field(item, place / name, folder) for name, item in value.items()}
+    raise place.error(f'found {value!r}: expected text, a list or a table, such as "jpg;png cls"')
+
+
+def _read_field(value: object, place: Place, folder: Path) -> str | FieldConfig:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise place.error(f'found {value!r}: expected extensions such as "jpg;png", or a table with the key ext')
+    field = read_table(FieldConfig, value, place, {})
+    if isinstance(field.label_map, str):
+        return msgspec.structs.replace(field, label_map=_joined(folder, field.label_map))
+    return field
+
+
+def _joined(folder: Path, path: str) -> str:
+    """Join a path to a folder, unless it is absolute, a URL or a pipe."""
+    if "://" in path or path.startswith(("/", "pipe:")):
+        return path
+    if path.startswith("~"):
+        return str(Path(path).expanduser())
+    return str(folder / path)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be 1 or more")

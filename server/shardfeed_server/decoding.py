@@ -1,0 +1,90 @@
+"""From the bytes of a sample's fields to values: pictures, numbers, text, arrays, objects."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+
+from shardfeed_server.fields import Field
+from shardfeed_server.resampling import Image
+from shardfeed_wire.errors import SampleError
+from webdataset.decode import make_handlers
+from webdataset.images import decode_image, find_imagespec
+
+__all__ = ["FieldDecoder", "as_imagespec_says", "plain_imagespec"]
+
+_Decode: TypeAlias = Callable[[bytes], Any]
+_PLAIN = {"L": "l", "RGB": "rgb", "RGBA": "rgba"}
+
+
+class FieldDecoder:
+    """Finds one field among a sample's bytes and decodes it; pictures always to arrays, channels last."""
+
+    __slots__ = ("_decoders", "_labels", "name")
+
+    def __init__(self, field: Field, max_pixels: int) -> None:
+        self.name = field.name
+        self._labels = field.labels
+        self._decoders = [(extension, _decoder(field, extension, max_pixels)) for extension in field.extensions]
+
+    def __call__(self, raw: Mapping[str, Any]) -> Any:
+        """Return the field's value. Raises SampleError, with ``field`` and ``reason``."""
+        found = next((entry for entry in self._decoders if entry[0] in raw), None)
+        if found is None:
+            raise self._absent(raw)
+        extension, decode = found
+        if decode is None:
+            value: Any = raw[extension]
+        else:
+            try:
+                value = decode(raw[extension])
+            except SampleError as error:
+                raise SampleError(str(error), field=self.name, reason=error.reason or str(error)) from error
+            except Exception as error:
+                reason = f".{extension} does not decode: {type(error).__name__}: {error}"
+                trace = traceback.format_exc()
+                raise SampleError(reason, field=self.name, reason=reason, server_traceback=trace) from error
+        return value if self._labels is None else self._label(value)
+
+    def _absent(self, raw: Mapping[str, Any]) -> SampleError:
+        wanted = " or ".join(f".{extension}" for extension, _ in self._decoders)
+        others = ", ".join(f".{name}" for name in raw if name != "__key__") or "none"
+        reason = f"the field is absent: there is no {wanted} (of the recipe's other fields: {others})"
+        return SampleError(reason, field=self.name, reason=reason)
+
+    def _label(self, value: object) -> int:
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        number = self._labels.get(text.strip()) if self._labels is not None else None
+        if number is None:
+            reason = f"the label {text.strip()[:100]!r} is not in the field's label_map"
+            raise SampleError(reason, field=self.name, reason=reason)
+        return number
+
+
+def plain_imagespec(imagespec: str) -> str:
+    """Return the imagespec of the same numbers in an array: ``torchrgb`` -> ``rgb``, ``pil`` -> ``rgb8``."""
+    spec = find_imagespec(imagespec)
+    return _PLAIN[spec.mode] + ("" if spec.scaled else "8")
+
+
+def as_imagespec_says(image: Image, imagespec: str) -> Any:
+    """Turn an array, channels last, into what ``imagespec`` names: itself, a torch tensor (C, H, W), a Pillow image."""
+    kind = find_imagespec(imagespec).kind
+    if kind == "torch":
+        return torch.from_numpy(np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1)))
+    return Pillow.fromarray(image) if kind == "pil" else image
+
+
+def _decoder(field: Field, extension: str, max_pixels: int) -> _Decode | None:
+    if field.raw:
+        return None
+    if field.imagespec is not None:
+        return partial(decode_image, imagespec=plain_imagespec(field.imagespec), max_pixels=max_pixels)
+    handlers: Mapping[str, _Decode] = make_handlers("rgb8", max_pixels=max_pixels)
+    return handlers.get(extension) or handlers.get(extension.rpartition(".")[2])

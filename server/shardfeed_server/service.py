@@ -1,0 +1,315 @@
+"""The front: it takes requests, queues them fairly, has workers answer them, and sends the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardfeed_server.fair_queue import FairQueue
+from shardfeed_server.worker_process import WorkFailedError
+from shardfeed_server.workers import Workers
+from shardfeed_wire import messages
+from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, MessageError
+from shardfeed_wire.messages import (
+    MAX_REQUEST_ROWS,
+    PROTOCOL_VERSION,
+    Cancel,
+    Get,
+    GetManifest,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    StreamInfo,
+    Welcome,
+    pack,
+    unpack,
+)
+from shardfeed_wire.tenbin import encode_chunks
+from shardfeed_wire.transport import Limits, Listener
+from webdataset.manifest import Manifest
+
+__all__ = ["REQUEST_LIMITS", "ServedStream", "Service"]
+
+REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256)
+"""Requests are small; what is larger is none."""
+
+_MOST_PEERS = 65_536
+_FIRST_ROW_BYTES = 150_000
+_ITEMS_PER_JOB = 1_024
+
+log = logging.getLogger("shardfeed.server")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedStream:
+    """A stream as the front knows it: what clients are told, and the manifest behind it."""
+
+    info: StreamInfo
+    manifest: Manifest
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    listener: Listener
+    peer: bytes
+    single: bool
+    get: Get
+    block: bytes
+    index: bytes
+    rows: int
+    since: float
+    job: str
+
+
+class Service:
+    """One server's front. All of it runs in one event loop, which only moves messages."""
+
+    def __init__(self, name: str, workers: Workers, *, software: str, send_bytes: int, queue_requests: int) -> None:
+        """Serve nothing yet; until `open` clients hear ``indexing`` and `progress`."""
+        self.name, self.nonce = name, secrets.token_hex(8)
+        self.progress = "starting"
+        self._software, self._workers = software, workers
+        self._streams: dict[str, ServedStream] = {}
+        self._row_bytes: dict[str, float] = {}
+        self._queue: FairQueue[_Request] = FairQueue(
+            unsent_bytes=send_bytes, items_per_job=min(_ITEMS_PER_JOB, queue_requests), items=queue_requests
+        )
+        self._jobs: OrderedDict[bytes, str] = OrderedDict()
+        self._cancelled: set[tuple[bytes, int]] = set()
+        self._open = self._draining = False
+        self._pushed, self._settled = asyncio.Event(), asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._underway = 0
+
+    def open(self, streams: Sequence[ServedStream]) -> None:
+        """Begin to answer. The workers must be started."""
+        self._streams = {stream.info.name: stream for stream in streams}
+        self._open = True
+        self._start(self._dispatch())
+
+    async def serve(self, listener: Listener) -> None:
+        """Take messages from a listener until it is closed."""
+        with contextlib.suppress(ClosedChannelError):
+            while True:
+                peer, chunks = await listener.receive()
+                try:
+                    message, tensors = unpack(chunks)
+                except MessageError:
+                    continue  # a stranger; silence tells it nothing
+                self._received(listener, peer, len(chunks) == 1, message, tensors)
+
+    async def drain(self, patience: float) -> None:
+        """Refuse new requests and return when those under way are answered, or after ``patience`` seconds."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._queue or self._underway:
+                    self._settled.clear()
+                    await self._settled.wait()
+
+    async def close(self) -> None:
+        """Stop at once what is still under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the front failed at a request; this is a defect", exc_info=task.exception())
+
+    # Requests
+
+    def _received(
+        self, listener: Listener, peer: bytes, single: bool, message: Message, tensors: list[NDArray[Any]]
+    ) -> None:
+        match message:
+            case Hello():
+                self._reply(listener, peer, single, self._greet(peer, message))
+            case Ping(number=number):
+                self._reply(listener, peer, single, Pong(number=number, nonce=self.nonce))
+            case Get():
+                refused = self._queue_up(listener, peer, single, message, tensors)
+                if refused is not None:
+                    self._reply(listener, peer, single, refused)
+            case GetManifest():
+                self._reply(listener, peer, single, *self._manifest(message))
+            case Cancel(requests=requests):
+                self._cancel(peer, set(requests))
+            case _:
+                pass  # a server's message; not for us
+
+    def _reply(
+        self, listener: Listener, peer: bytes, single: bool, message: Message, tensors: Sequence[NDArray[Any]] = ()
+    ) -> None:
+        self._start(self._send(listener, peer, single, pack(message, tensors)))
+
+    async def _send(self, listener: Listener, peer: bytes, single: bool, chunks: list[Any]) -> None:
+        with contextlib.suppress(BrokenChannelError, ClosedChannelError):
+            await listener.send(peer, [encode_chunks(chunks)] if single else chunks)
+
+    def _greet(self, peer: bytes, hello: Hello) -> Message:
+        if abs(hello.version - PROTOCOL_VERSION) > 1:
+            text = (
+                f"this server speaks version {PROTOCOL_VERSION} of the protocol ({self._software}), the client version "
+                f"{hello.version} ({hello.software}); versions may differ by one: upgrade the older side"
+            )
+            return Refused(request=0, reason="version_differs", message=text)
+        if self._draining:
+            return Refused(request=0, reason="draining", message="the server is shutting down")
+        if not self._open:
+            return Refused(request=0, reason="indexing", message=self.progress)
+        self._jobs[peer] = hello.job
+        self._jobs.move_to_end(peer)
+        if len(self._jobs) > _MOST_PEERS:
+            self._jobs.popitem(last=False)
+        return Welcome(
+            version=PROTOCOL_VERSION,
+            server=self.name,
+            nonce=self.nonce,
+            workers=self._workers.count,
+            streams=tuple(stream.info for stream in self._streams.values()),
+            software=self._software,
+        )
+
+    def _refusal(self, request: int, stream: str, data: str, recipe: str | None) -> Refused | None:
+        """Return why a request for a stream cannot be met, if so."""
+        if self._draining:
+            return Refused(request=request, reason="draining", message="the server is shutting down")
+        if not self._open:
+            return Refused(request=request, reason="indexing", message=self.progress)
+        served = self._streams.get(stream)
+        if served is None:
+            names = ", ".join(sorted(self._streams))
+            return Refused(
+                request=request, reason="unknown_stream", message=f"no stream {stream!r} here; there are: {names}"
+            )
+        if data != served.info.data:
+            text = f"stream {stream!r} has data {served.info.data[:12]} here, not {data[:12]}"
+            return Refused(request=request, reason="data_differs", message=text)
+        if recipe is not None and recipe != served.info.recipe:
+            text = f"stream {stream!r} has recipe {served.info.recipe[:12]} here, not {recipe[:12]}"
+            return Refused(request=request, reason="recipe_differs", message=text)
+        return None
+
+    def _manifest(self, asked: GetManifest) -> tuple[Message, list[NDArray[Any]]]:
+        refused = self._refusal(asked.request, asked.stream, asked.data, None)
+        if refused is not None:
+            return refused, []
+        manifest = self._streams[asked.stream].manifest
+        names = [name.encode("utf-8", "surrogateescape") for name in manifest.names]
+        blocks = np.bincount(manifest.block_shard, minlength=len(names)).astype(np.uint32)
+        offsets = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        text = np.frombuffer(b"".join(names), np.uint8)
+        answer = messages.Manifest(request=asked.request, data=asked.data, samples=manifest.samples)
+        return answer, [manifest.block_sizes, blocks, text, offsets]
+
+    def _queue_up(
+        self, listener: Listener, peer: bytes, single: bool, get: Get, tensors: list[NDArray[Any]]
+    ) -> Refused | None:
+        """Let a request wait for its turn, or return why it does not."""
+        refused = self._refusal(get.request, get.stream, get.data, get.recipe)
+        if refused is not None:
+            return refused
+        wrong = _wrong(tensors, self._streams[get.stream].manifest.block_sizes) or _wrong_numbers(get)
+        if wrong:
+            return Refused(request=get.request, reason="bad_request", message=wrong)
+        block, index = tensors[:2]
+        job = self._jobs.get(peer, peer.hex())
+        request = _Request(
+            listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), time.monotonic(), job
+        )
+        size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))
+        if not self._queue.push(job, request, size):
+            return Refused(request=get.request, reason="busy", message="the queue is full")
+        self._pushed.set()
+        return None
+
+    def _cancel(self, peer: bytes, numbers: set[int]) -> None:
+        waiting = self._queue.remove(lambda request: request.peer == peer and request.get.request in numbers)
+        done = {request.get.request for request in waiting}
+        if self._underway:
+            self._cancelled |= {(peer, number) for number in numbers - done}
+        self._settled.set()
+
+    # Answers
+
+    async def _dispatch(self) -> None:
+        """Hand requests to workers as they have room, in the queue's order."""
+        while True:
+            await self._workers.room()
+            popped = self._queue.pop()
+            if popped is None:
+                self._pushed.clear()
+                await self._pushed.wait()
+                continue
+            job, request, size = popped
+            self._underway += 1
+            self._start(self._answer(job, request, size))
+            await asyncio.sleep(0)  # the worker is taken before room is looked for again
+
+    async def _answer(self, job: str, request: _Request, size: int) -> None:
+        """Have one request answered, send the answer, and settle its account."""
+        try:
+            answered = await self._workers.answer(request.get, request.block, request.index, since=request.since)
+            self._queue.correct(job, size, answered.size)
+            size = answered.size
+            self._learn(request.get.stream, size / request.rows)
+            try:
+                if (request.peer, request.get.request) not in self._cancelled:
+                    await request.listener.send(request.peer, answered.chunks(single=request.single))
+            finally:
+                answered.release()
+        except WorkFailedError as error:
+            refused = Refused(request=request.get.request, reason=error.reason, message=str(error))
+            self._reply(request.listener, request.peer, request.single, refused)
+        except (BrokenChannelError, ClosedChannelError):
+            pass  # the client asks again, elsewhere or anew
+        finally:
+            self._queue.settle(job, size)
+            self._underway -= 1
+            self._cancelled.discard((request.peer, request.get.request))
+            if not self._underway:
+                self._cancelled.clear()
+            self._pushed.set()
+            self._settled.set()
+
+    def _learn(self, stream: str, row_bytes: float) -> None:
+        """Learn how large a stream's rows are, for the next request's share of the unsent bytes."""
+        known = self._row_bytes.get(stream, row_bytes)
+        self._row_bytes[stream] = known + 0.2 * (row_bytes - known)
+
+
+def _wrong(tensors: list[NDArray[Any]], block_sizes: NDArray[np.uint16]) -> str | None:
+    """Say what is wrong with the samples that a request names, if something is."""
+    if len(tensors) < 2 or tensors[0].dtype != np.uint32 or tensors[1].dtype != np.uint16:
+        return "a Get brings uint32 blocks and uint16 samples inside them"
+    block, index = tensors[:2]
+    if block.ndim != 1 or block.shape != index.shape or not 1 <= len(block) <= MAX_REQUEST_ROWS:
+        return f"a Get names 1 to {MAX_REQUEST_ROWS} samples, as many blocks as samples inside them"
+    if int(block.max()) >= len(block_sizes) or bool((index >= block_sizes[block]).any()):
+        return "a Get names a sample that the data set does not have"
+    return None
+
+
+def _wrong_numbers(get: Get) -> str | None:
+    if not 0 <= get.seed < 1 << 64 or not 0 <= get.epoch < 1 << 64:
+        return "seed and epoch lie in 0 .. 2**64 - 1"
+    return None

@@ -1,0 +1,163 @@
+"""In a worker: samples named by a request become an answer: read, decode, transform, collate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardfeed_server.answer import Allocate, Answer, AnswerMemory
+from shardfeed_server.collation import Collation
+from shardfeed_server.columns import Cell, cell_of
+from shardfeed_server.config import StreamConfig
+from shardfeed_server.description import describe_columns
+from shardfeed_server.draws import Draws
+from shardfeed_server.reading import SampleReader
+from shardfeed_server.recipe import Recipe
+from shardfeed_server.rows import Rows, sample_error
+from shardfeed_wire.errors import SampleError
+from shardfeed_wire.messages import Batch, Get, Seconds, StreamInfo
+from webdataset.manifest import Manifest
+from webdataset.shards import ShardReader
+
+__all__ = ["Stream"]
+
+_PROBES: Final = 16
+_MOST_PROBED: Final = 256
+
+
+class Stream:
+    """One stream as a worker serves it: where its samples are, and what is done to them.
+
+    Making one imports the recipe's Python transform, from ``code_dir``. Raises ConfigError for a
+    recipe that makes no sense.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: StreamConfig,
+        manifest: Manifest,
+        reader: ShardReader,
+        *,
+        code_dir: str | None = None,
+    ) -> None:
+        self.name = name
+        self.manifest = manifest
+        self.recipe = Recipe(config, code_dir)
+        self._reader = SampleReader(manifest, reader, self.recipe.extensions)
+        self._behind = 0
+
+    def answer(
+        self,
+        get: Get,
+        block: NDArray[np.uint32],
+        index: NDArray[np.uint16],
+        allocate: Allocate,
+        *,
+        at_row: Callable[[int], None],
+        bad_rows: Mapping[int, str],
+        waiting: float = 0.0,
+    ) -> Answer:
+        """Make the answer to a request for samples ``index`` of blocks ``block``, both of shape (rows,). Blocks.
+
+        ``at_row`` is called with a row's number before its sample is touched. ``bad_rows`` are rows
+        that are known to kill or hang a worker, and why: of them only the key is read. ``waiting``
+        is seconds for the record. ``allocate`` may be called again where an answer proves larger.
+        A bad sample becomes a Failure and its row zero; where all are bad there are no columns.
+
+        Raises BadRequestError for no samples or such as do not exist, ShardError where reading
+        fails, and ShapeError where rows cannot stand in one column.
+        """
+        located = self._reader.locate(block, index)
+        memory = AnswerMemory(len(located), allocate)
+        rows = Rows(located)
+        collation = Collation(self.recipe.fields, len(located), memory, rows.title, self._behind)
+        reading = decoding = collating = 0.0
+        values_of, in_place, read, now = self.recipe.values, self.recipe.in_place, self._reader.read, perf_counter
+        for row, sample in enumerate(located):
+            if row not in bad_rows:
+                at_row(row)
+            began = now()
+            try:
+                raw = read(sample)
+                rows.name(row, raw["__key__"])
+                was_read = now()
+                reading += was_read - began
+                if row in bad_rows:
+                    raise SampleError(reason=bad_rows[row])
+                values = values_of(raw, Draws(get.seed, get.epoch, sample.number), collation.lend(row, in_place))
+                decoded = now()
+                decoding += decoded - was_read
+                collation.put(row, values)
+                collating += now() - decoded
+            except SampleError as error:
+                rows.fail(row, error)
+        began = now()
+        for failure in rows.failures:
+            collation.clear(failure.row)
+        columns, behind = collation.finish(before=4 if get.keys else 1)
+        self._behind = collation.behind
+
+        def front() -> list[NDArray[Any]]:
+            batch = Batch(
+                request=get.request,
+                rows=len(located),
+                columns=columns,
+                first=rows.first,
+                failures=tuple(rows.failures),
+                shards=rows.shards if get.keys else (),
+                seconds=Seconds(
+                    waiting=waiting, reading=reading, decoding=decoding, collating=collating + now() - began
+                ),
+            )
+            return rows.tensors(batch, keys=get.keys)
+
+        return memory.finish(front, behind)
+
+    def describe(self, *, at_row: Callable[[int], None], bad_rows: Mapping[int, str]) -> StreamInfo:
+        """Say what the stream is, from its first 16 good samples. Blocks.
+
+        ``at_row`` and ``bad_rows`` are as for `answer`, of samples counted from the first.
+
+        Raises the SampleError of the first sample where none of the first 256 is good, ShapeError
+        where a field is of different kinds, and ShardError.
+        """
+        return StreamInfo(
+            name=self.name,
+            data=self.manifest.fingerprint,
+            recipe=self.recipe.fingerprint,
+            samples=self.manifest.samples,
+            blocks=len(self.manifest.block_sizes),
+            shards=len(self.manifest.names),
+            columns=describe_columns(self.recipe.fields, self._probe(at_row, bad_rows)),
+            unnamed=self.recipe.unnamed,
+            facts=self.recipe.facts,
+            readable=self._reader.readable(),
+        )
+
+    def _probe(self, at_row: Callable[[int], None], bad_rows: Mapping[int, str]) -> list[list[Cell]]:
+        """Return the cells of the first good samples."""
+        good: list[list[Cell]] = []
+        first_error: SampleError | None = None
+        for row, sample in enumerate(self._reader.first(_MOST_PROBED)):
+            if row not in bad_rows:
+                at_row(row)
+            key = None
+            try:
+                raw = self._reader.read(sample)
+                key = raw["__key__"]
+                if row in bad_rows:
+                    raise SampleError(reason=bad_rows[row])
+                values = self.recipe.values(raw, Draws(0, 0, sample.number), {})
+                good.append([cell_of(value, field) for value, field in zip(values, self.recipe.fields, strict=True)])
+            except SampleError as error:
+                first_error = first_error or sample_error(sample, key, error)
+            if len(good) == _PROBES:
+                break
+        if not good and first_error is not None:
+            raise first_error
+        return good

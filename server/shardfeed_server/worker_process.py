@@ -1,0 +1,262 @@
+"""One worker process as the front sees it: jobs in, answers out, signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
+from multiprocessing.reduction import DupFd
+from typing import Protocol
+
+from shardfeed_server.answer import Answer
+from shardfeed_server.jobs import (
+    Described,
+    Done,
+    Failed,
+    Job,
+    Progress,
+    Ready,
+    Release,
+    StreamSource,
+    decode_from_worker,
+    encode,
+    socket_pair,
+)
+from shardfeed_server.strikes import Strikes
+from shardfeed_wire.messages import Get, StreamInfo
+
+__all__ = ["Answered", "Pool", "WaitingJob", "WorkFailedError", "WorkerProcess"]
+
+_MESSAGE_BYTES = 1 << 20
+
+
+class WorkFailedError(Exception):
+    """A job has no answer; ``reason`` is the protocol's word. Stays inside the server."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True, eq=False)
+class Answered:
+    """An answer in a worker's memory: views of it, and the slot to release once they are sent."""
+
+    memory: memoryview
+    answer: Answer
+    _worker: WorkerProcess
+    _slot: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the answer."""
+        return self.answer.end - self.answer.start
+
+    def chunks(self, *, single: bool) -> list[memoryview]:
+        """Return the message's frames: one for each chunk, or one for all."""
+        if single:
+            return [self.memory[self.answer.start : self.answer.end]]
+        return [self.memory[start : start + size] for start, size in self.answer.chunks]
+
+    def release(self) -> None:
+        """Give the memory back to the worker; no view may be used after this."""
+        self._worker.say(encode(Release(slot=self._slot)))
+
+
+@dataclass(slots=True, eq=False)
+class WaitingJob:
+    """A request until it is answered. ``strikes`` counts the workers that died at it."""
+
+    number: int
+    get: Get
+    block: bytes
+    index: bytes
+    since: float
+    result: asyncio.Future[Answered]
+    strikes: Strikes = field(default_factory=Strikes)
+
+    def message(self) -> bytes:
+        """Return what the worker is told."""
+        return encode(
+            Job(
+                number=self.number,
+                get=self.get,
+                block=self.block,
+                index=self.index,
+                since=self.since,
+                bad_rows=self.strikes.bad_rows,
+            )
+        )
+
+
+class Pool(Protocol):
+    """Who is told what a worker process does. All calls come in the event loop."""
+
+    def ready(self) -> None:
+        """A worker has started."""
+
+    def free(self) -> None:
+        """A worker has finished something."""
+
+    def died(self, process: WorkerProcess) -> None:
+        """A worker is gone, and what it was at with it."""
+
+
+class WorkerProcess:
+    """One worker process and the front's end of the link to it."""
+
+    def __init__(self, pool: Pool, context: ForkServerContext, sources: Sequence[StreamSource]) -> None:
+        """Start it. Blocks for some milliseconds, once the fork server is up."""
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self.jobs: dict[int, WaitingJob] = {}
+        self.asked: dict[int, asyncio.Future[StreamInfo]] = {}
+        self.progress = Progress()
+        self.moved: tuple[int, int] = (0, 0)
+        self.moved_at = self._loop.time()
+        self.hung = False
+        self._slots: dict[int, mmap.mmap] = {}
+        self._unsaid: deque[bytes] = deque()
+        self._link, theirs = socket_pair()
+        self._link.setblocking(False)
+        self.closed = False
+        with theirs:
+            self.process = context.Process(
+                target=_enter,
+                args=(theirs, _Descriptor(self.progress.descriptor), sources),
+                daemon=True,
+                name="shardfeed-worker",
+            )
+            self.process.start()
+        self._loop.add_reader(self._link, self._read)
+
+    def say(self, message: bytes) -> None:
+        """Send a message, soon. One that a dead worker does not take is dropped."""
+        if self.closed:
+            return
+        self._unsaid.append(message)
+        if len(self._unsaid) == 1:
+            self._write()
+
+    def _write(self) -> None:
+        while self._unsaid:
+            try:
+                self._link.send(self._unsaid[0])
+            except BlockingIOError:
+                self._loop.add_writer(self._link, self._write)
+                return
+            except OSError:  # dead: reading says so too
+                self._unsaid.clear()
+                break
+            self._unsaid.popleft()
+        self._loop.remove_writer(self._link)
+
+    def _read(self) -> None:
+        while not self.closed:
+            try:
+                message, descriptors, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, descriptors = b"", []
+            if not message:
+                self._died()
+                return
+            self._take(message, descriptors)
+
+    def _take(self, message: bytes, descriptors: list[int]) -> None:
+        match decode_from_worker(message):
+            case Done() as done:
+                for slot in done.dropped:
+                    self._slots.pop(slot, None)
+                if done.new_size:
+                    self._slots[done.slot] = mmap.mmap(descriptors[0], done.new_size, access=mmap.ACCESS_READ)
+                    os.close(descriptors[0])
+                answered = Answered(memoryview(self._slots[done.slot]), done.answer, self, done.slot)
+                job = self.jobs.pop(done.number)
+                if job.result.done():  # cancelled meanwhile
+                    answered.release()
+                else:
+                    job.result.set_result(answered)
+                self._pool.free()
+            case Failed(number=number, reason=reason, message=text):
+                error = WorkFailedError(reason, text)
+                asked = self.asked.pop(number, None)
+                if asked is not None:
+                    asked.set_exception(error)
+                elif not (failed := self.jobs.pop(number).result).done():
+                    failed.set_exception(error)
+                self._pool.free()
+            case Described(number=number, info=info):
+                self.asked.pop(number).set_result(info)
+                self._pool.free()
+            case Ready():
+                self._pool.ready()
+
+    def watch(self, patience: float) -> None:
+        """Kill a worker that has been at one row for longer than ``patience`` seconds."""
+        moved = self.progress.read()
+        if moved != self.moved or not (self.jobs or self.asked):
+            self.moved, self.moved_at = moved, self._loop.time()
+        elif self._loop.time() - self.moved_at > patience and self.process.pid is not None:
+            self.hung = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+
+    def _died(self) -> None:
+        self.close()
+        self._pool.died(self)
+
+    def bury(self, patience: float) -> str:
+        """Release what is left of a process that died, and say what it died of. Blocks for a moment."""
+        self.process.join(1.0)
+        cause = f"no sign of life for {patience:g} s" if self.hung else _cause(self.process.exitcode)
+        self.process.close()
+        self.progress.close()
+        return cause
+
+    def close(self) -> None:
+        """Let go of the process; it ends when it sees the link closed."""
+        if not self.closed:
+            self.closed = True
+            self._loop.remove_reader(self._link)
+            self._loop.remove_writer(self._link)
+            self._link.close()
+
+
+class _Descriptor:
+    """A descriptor that travels with a process's arguments."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Wrap it; it stays the caller's."""
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _detach, (DupFd(self._descriptor),)
+
+
+def _detach(duplicate: object) -> int:
+    detached: int = duplicate.detach()  # type: ignore[attr-defined]  # typeshed does not know DupFd's result
+    return detached
+
+
+def _enter(link: socket.socket, progress: int, sources: Sequence[StreamSource]) -> None:
+    from shardfeed_server.worker import work  # imports torch: the fork server has it already, the front never needs it
+
+    work(link, progress, sources)
+
+
+def _cause(exitcode: int | None) -> str:
+    """Say in words how a process ended."""
+    if exitcode is None:
+        return "its link broke"
+    if exitcode >= 0:
+        return f"exit status {exitcode}"
+    return f"signal {signal.Signals(-exitcode).name}"

@@ -1,0 +1,182 @@
+"""The worker processes as the front sees them: jobs in, answers out, and a new one for each that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
+
+from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
+from shardfeed_server.strikes import Strikes, WorkerDiedError
+from shardfeed_server.worker_process import Answered, WaitingJob, WorkerProcess, WorkFailedError
+from shardfeed_wire.messages import Get, StreamInfo
+
+__all__ = ["Answered", "WorkFailedError", "Workers"]
+
+_AHEAD = 2
+"""Jobs a worker has at once: the one it is at, and the next."""
+
+_WATCH = 1.0
+
+log = logging.getLogger("shardfeed.server")
+
+
+class Workers:
+    """A pool of worker processes for one server."""
+
+    def __init__(self, sources: Sequence[StreamSource], count: int, *, sample_timeout: float) -> None:
+        """Start nothing yet. ``sample_timeout`` in seconds."""
+        self.sources = sources
+        self.count = count
+        self._sample_timeout = sample_timeout
+        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["shardfeed_server.worker"])
+        self._processes: list[WorkerProcess] = []
+        self._waiting: deque[WaitingJob] = deque()
+        self._next_number = 1
+        self._watcher: asyncio.Task[None] | None = None
+        self._capacity = asyncio.Event()
+        self._quick_deaths = 0
+
+    async def start(self) -> None:
+        """Start the processes. Returns when the fork server is up, after seconds; they announce themselves later."""
+        await asyncio.to_thread(self._start_fork_server)
+        self._processes = [WorkerProcess(self, self.context, self.sources) for _ in range(self.count)]
+        self._watcher = asyncio.create_task(self._watch())
+
+    def _start_fork_server(self) -> None:
+        """Start it with what every worker imports, so that a new worker is there in milliseconds.
+
+        It and its children never see the signals that tell the front to stop, even where a whole
+        process group is told: the front drains, and then they end with it.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        first = self.context.Process(target=int, daemon=True)
+        first.start()
+        first.join()
+        first.close()
+
+    async def room(self) -> None:
+        """Block until some worker can take a job at once."""
+        while self._free_process() is None or self._waiting:
+            self._capacity.clear()
+            await self._capacity.wait()
+
+    async def answer(self, get: Get, block: bytes, index: bytes, *, since: float) -> Answered:
+        """Have a request that came at ``since`` answered by a worker. The caller must `Answered.release` the result.
+
+        Raises WorkFailedError where it cannot be; a worker that dies meanwhile is replaced and the request
+        tried again. When cancelled, an answer that comes yet is thrown away.
+        """
+        job = WaitingJob(self._number(), get, block, index, since, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._dispatch()
+        try:
+            return await job.result
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(job)
+
+    async def describe(self, stream: str) -> StreamInfo:
+        """Have a worker say what a stream is. Raises WorkFailedError where no sample of it can be made."""
+        strikes = Strikes()
+        while not strikes.hopeless:
+            process = min(self._processes, key=lambda process: len(process.jobs))
+            number = self._number()
+            asked = process.asked[number] = asyncio.get_running_loop().create_future()
+            process.say(encode(Asked(number=number, stream=stream, bad_rows=strikes.bad_rows)))
+            try:
+                info: StreamInfo = await asked
+                return info
+            except WorkerDiedError as died:
+                strikes.add(died.row, str(died))
+        raise WorkFailedError("failed", f"workers died at the first samples of stream {stream!r}: {strikes.last}")
+
+    async def stop(self) -> None:
+        """End the processes and wait for them, a few seconds at most before they are killed."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        processes, self._processes = self._processes, []
+        for process in processes:
+            process.close()
+        for process in processes:
+            await asyncio.to_thread(process.process.join, 3.0)
+            if process.process.is_alive():
+                process.process.kill()
+                await asyncio.to_thread(process.process.join)
+            process.process.close()
+            process.progress.close()
+
+    # Called by the processes
+
+    def ready(self) -> None:
+        """A worker has started."""
+        self._quick_deaths = 0
+        self._dispatch()
+
+    def free(self) -> None:
+        """A worker has finished something."""
+        self._dispatch()
+
+    def died(self, process: WorkerProcess) -> None:
+        """Replace a worker, and try again what it was at."""
+        if process not in self._processes:
+            return
+        job_number, row = process.progress.read()
+        cause = process.bury(self._sample_timeout)
+        log.warning("a worker died (%s) and is replaced", cause)
+        for number, asked in process.asked.items():
+            asked.set_exception(WorkerDiedError(cause, row if number == job_number else Progress.BETWEEN))
+        for job in sorted(process.jobs.values(), key=lambda job: job.number, reverse=True):
+            if job.number == job_number:
+                job.strikes.add(row, cause)
+            if job.strikes.hopeless and not job.result.done():
+                job.result.set_exception(WorkFailedError("failed", f"workers died at this request: {cause}"))
+            elif not job.result.done():
+                self._waiting.appendleft(job)
+        self._quick_deaths += 1
+        index = self._processes.index(process)
+        if self._quick_deaths > 10 * self.count:
+            # Something kills them at birth: do not spin.
+            asyncio.get_running_loop().call_later(1.0, self._replace, process)
+        else:
+            self._processes[index] = WorkerProcess(self, self.context, self.sources)
+        self._dispatch()
+
+    def _replace(self, process: WorkerProcess) -> None:
+        if process in self._processes:
+            self._processes[self._processes.index(process)] = WorkerProcess(self, self.context, self.sources)
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self._waiting:
+            process = self._free_process()
+            if process is None:
+                break
+            job = self._waiting.popleft()
+            if not job.result.done():
+                if not process.jobs:
+                    process.moved_at = asyncio.get_running_loop().time()
+                process.jobs[job.number] = job
+                process.say(job.message())
+        self._capacity.set()
+
+    def _free_process(self) -> WorkerProcess | None:
+        free = [process for process in self._processes if not process.closed and len(process.jobs) < _AHEAD]
+        return min(free, key=lambda process: len(process.jobs), default=None)
+
+    def _number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(_WATCH, self._sample_timeout / 4))
+            for process in self._processes:
+                if not process.closed:
+                    process.watch(self._sample_timeout)
