@@ -1,0 +1,127 @@
+"""The session behind a `RemoteDataset`, made when first needed, and made anew after pickling or a fork."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from shardfeed.local import LOCAL, LocalServer
+from shardfeed.peer import Framing, Greeting
+from shardfeed.session import Session
+from shardfeed_wire.errors import ConnectError
+
+__all__ = ["Connection"]
+
+_LOOK_AFTER = 2.0
+"""Seconds between looks at whether a private server has ended instead of coming up."""
+
+
+class Connection:
+    """Where a stream is, and the one session with its servers. A copy of it, pickled or forked, has its own session."""
+
+    def __init__(
+        self, endpoints: list[str], stream: str, *, job: str, framing: Framing, connect_timeout: float
+    ) -> None:
+        """Connect to nothing yet."""
+        self._endpoints, self._stream = endpoints, stream
+        self._greeting = Greeting(job=job, rank=0, software=_software(), framing=framing)
+        self._connect_timeout = connect_timeout
+        self._open: _Open | None = None
+
+    def session(self) -> Session:
+        """Return the session, connecting where there is none in this process; see `Session`."""
+        if self._open is not None and self._open.owner != os.getpid():
+            self._open.forget()
+            self._open = None
+        if self._open is None:
+            self._open = _Open(self._endpoints, self._stream, self._greeting, self._connect_timeout)
+            self._open.end_with(self)
+        return self._open.session
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the pass under way; see `Session.counters`."""
+        return self._open.session.counters() if self._open is not None and self._open.owner == os.getpid() else {}
+
+    def close(self) -> None:
+        """End the session, if this process has one. Idempotent."""
+        if self._open is not None:
+            opened, self._open = self._open, None
+            if opened.owner == os.getpid():
+                opened.close()
+            else:
+                opened.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the session behind: the copy connects by itself."""
+        return {**self.__dict__, "_open": None}
+
+
+class _Open:
+    """A session and the private servers that it needs."""
+
+    def __init__(self, endpoints: list[str], stream: str, greeting: Greeting, connect_timeout: float) -> None:
+        self.owner = os.getpid()
+        self._servers: list[LocalServer] = []
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        try:
+            urls = [self._start(endpoint) if endpoint.startswith(LOCAL) else endpoint for endpoint in endpoints]
+            self.session = self._connect(urls, stream, greeting, connect_timeout)
+        except BaseException:
+            self._stop_servers()
+            raise
+
+    def _start(self, endpoint: str) -> str:
+        self._servers.append(LocalServer(endpoint))
+        return self._servers[-1].url
+
+    def _connect(self, urls: list[str], stream: str, greeting: Greeting, connect_timeout: float) -> Session:
+        """Connect; where private servers were started, look now and then whether one has ended instead."""
+        if not self._servers:
+            return Session(urls, stream, greeting, connect_timeout=connect_timeout)
+        deadline = time.monotonic() + connect_timeout
+        while True:
+            try:
+                return Session(urls, stream, greeting, connect_timeout=min(_LOOK_AFTER, deadline - time.monotonic()))
+            except ConnectError as error:
+                for server in self._servers:
+                    server.check()
+                if time.monotonic() >= deadline:
+                    output = "".join(f"\nIt printed:\n{server.output()}" for server in self._servers)
+                    raise ConnectError(f"{error}{output}") from None
+
+    def end_with(self, owner: object) -> None:
+        """Close when ``owner`` is collected, or the interpreter ends."""
+        self._finalizer = weakref.finalize(owner, _Open._end, self.session, self._servers, self.owner)
+
+    @staticmethod
+    def _end(session: Session, servers: list[LocalServer], owner: int) -> None:
+        if os.getpid() == owner:
+            session.close()
+            for server in servers:
+                server.close()
+
+    def forget(self) -> None:
+        """Let go without touching what belongs to the process that we were forked from."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+
+    def close(self) -> None:
+        """End the session, then the servers."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def _stop_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+def _software() -> str:
+    for distribution in ("shardfeed-client", "shardfeed"):
+        try:
+            return f"{distribution} {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return "shardfeed, not installed"

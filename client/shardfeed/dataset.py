@@ -1,0 +1,297 @@
+"""`RemoteDataset`: what a trainer iterates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from shardfeed.connection import Connection
+from shardfeed.delivery import BatchOptions
+from shardfeed.digest import digest_rows
+from shardfeed.feed import Delivered, Feed
+from shardfeed.fetch_events import FetchLimits
+from shardfeed.peer import Framing
+from shardfeed.plan import Cut, Plan, Tail, default_lanes
+from shardfeed.ranks import find_rank
+from shardfeed.routing import Step
+from shardfeed.stats import Stats
+from shardfeed_wire.endpoint import expand_endpoints
+from shardfeed_wire.errors import ConfigError
+
+__all__ = ["BatchInfo", "RemoteDataset"]
+
+log = logging.getLogger("shardfeed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchInfo:
+    """Where a batch's rows come from: the last element of a tuple, or ``__info__`` of a dict, with ``info=True``.
+
+    ``shards`` and ``keys`` have one string a row. ``valid`` is a bool tensor of shape (rows,), False
+    for rows that pad a step and for rows that stand in for a sample that failed.
+    """
+
+    epoch: int
+    step: int
+    shards: list[str]
+    keys: list[str]
+    valid: torch.Tensor
+
+
+class RemoteDataset(IterableDataset[Any]):
+    """The batches of one stream of loader servers, in one order for one seed.
+
+    Iterate it as it is; no DataLoader is needed around it. Each pass is one epoch, and `epoch`
+    advances after a full one; leaving a loop early and iterating again starts the epoch again.
+    Batches are tuples or dicts, as the servers' recipe says, of torch tensors of shape (rows, ...), or
+    of lists for text, JSON and ragged columns.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        stream: str = "default",
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        lanes: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        process_group: Any = None,
+        tail: Tail | None = None,
+        drop_last: bool = False,
+        on_error: Literal["raise", "mask"] = "raise",
+        prefetch_bytes: int = 256 << 20,
+        connect_timeout: float = 30.0,
+        timeout: float = 300.0,
+        framing: Framing = "multipart",
+        job: str | None = None,
+        pin_memory: bool = False,
+        batch_transform: Callable[[Any], Any] | None = None,
+        info: bool = False,
+    ) -> None:
+        """Say what to iterate. Connects to nothing and reads no rank yet: the first `iter` or `len` does.
+
+        Args:
+            endpoints: one URL or several, with brace lists: ``tcp://data-{0..3}:7880``, ``ipc:///path``,
+                or ``local:shardfeed.toml`` for a private server process on this machine.
+            stream: the stream's name on the servers.
+            batch_size: rows of one batch on this rank.
+            seed: of the order and of the servers' augmentation; 0 .. 2**64 - 1.
+            shuffle: whether the order is random; without it, and on one rank, it is the files' order.
+            lanes: how many blocks an epoch is dealt from in turn; part of the order.
+            rank: this process's rank, together with ``world_size``. By default that of ``process_group``,
+                of torch.distributed, of the variables RANK and WORLD_SIZE, or 0 of 1.
+            world_size: how many ranks share an epoch.
+            process_group: the torch process group whose ranks share an epoch.
+            tail: the end of an epoch: ``"exact"`` (a short last step), ``"pad"`` (filled with repeated
+                samples) or ``"drop"``. By default exact for one rank and pad for several.
+            drop_last: the same as ``tail="drop"``.
+            on_error: ``"raise"`` a SampleError for a bad sample, or ``"mask"`` it: the row repeats a
+                good one and is not ``valid``.
+            prefetch_bytes: bytes asked for or received ahead of the trainer; one batch is always allowed.
+            connect_timeout: seconds within which a server must be found.
+            timeout: seconds after which a next batch without any useful answer is an error.
+            framing: ``"multipart"`` (one frame an array, no copy) or ``"single"`` (one frame a message).
+            job: the name under which servers share their time fairly; by default one for each object.
+            pin_memory: whether dense columns lie in page-locked memory; needs an accelerator.
+            batch_transform: called with each batch in the trainer's thread; its result is what is yielded.
+            info: whether each batch brings its `BatchInfo`.
+
+        Raises ConfigError for an argument that makes no sense.
+        """
+        super().__init__()
+        if drop_last and tail not in (None, "drop"):
+            raise ConfigError(f"drop_last=True contradicts tail={tail!r}; pass one of them")
+        if on_error not in ("raise", "mask"):
+            raise ConfigError(f"on_error={on_error!r}: it is 'raise' or 'mask'")
+        if framing not in ("multipart", "single"):
+            raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
+        if prefetch_bytes < 1:
+            raise ConfigError(f"prefetch_bytes={prefetch_bytes}: it must be at least 1")
+        if not 0 <= seed < 1 << 64:
+            raise ConfigError(f"seed={seed}: it lies in 0 .. 2**64 - 1")
+        if lanes is not None and lanes < 1:
+            raise ConfigError(f"lanes={lanes}: it must be at least 1")
+        Cut(0, batch_size, tail=tail or "exact")
+        self._connection = Connection(
+            expand_endpoints(endpoints),
+            stream,
+            job=job or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
+            framing=framing,
+            connect_timeout=connect_timeout,
+        )
+        self.batch_size = batch_size
+        self._seed, self._shuffle, self._lanes = seed, shuffle, lanes
+        self._rank, self._world_size, self._process_group = rank, world_size, process_group
+        self._tail: Tail | None = "drop" if drop_last else tail
+        self._on_error = on_error
+        self._prefetch_bytes, self._timeout = prefetch_bytes, timeout
+        self._pin_memory, self._batch_transform, self._info = pin_memory, batch_transform, info
+        self._epoch = 0
+        self._digest = 0
+        self._stats = Stats()
+        self._iterator: weakref.ref[_Iterator] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next `iter` begins, or the one under way."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter` begin ``epoch``."""
+        if not 0 <= epoch < 1 << 64:
+            raise ConfigError(f"epoch={epoch}: it lies in 0 .. 2**64 - 1")
+        self._epoch = epoch
+
+    @property
+    def digest(self) -> str:
+        """The digest of all rows that this object delivered, padding left out: 32 hexadecimal digits."""
+        return f"{self._digest:032x}"
+
+    @property
+    def stats(self) -> Stats:
+        """What this object has delivered so far, and how long the trainer waited for it."""
+        return replace(self._stats, **self._connection.counters())
+
+    def __len__(self) -> int:
+        """Return the steps of a whole epoch on this rank. Connects where that has not happened yet."""
+        return self._cut().steps()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the epoch: connect where that has not happened yet, and ask for the first batches.
+
+        Raises what `RemoteDataset` names under ``connect_timeout``, and RefusedError where a server
+        does not fit. An iterator begun before is ended.
+        """
+        return _Iterator(self)
+
+    def close(self) -> None:
+        """End the connections, the thread and a private server. Iterating again connects anew. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        """Return the data set; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the iterator behind; the connection leaves its thread and sockets behind itself."""
+        return {**self.__dict__, "_iterator": None}
+
+    def _cut(self) -> Cut:
+        samples = self._connection.session().info.samples
+        if self._rank is None or self._world_size is None or self._process_group is not None:
+            rank, world_size = find_rank(self._rank, self._world_size, self._process_group)
+            self._rank, self._world_size, self._process_group = rank, world_size, None
+        tail: Tail = self._tail or ("exact" if self._world_size == 1 else "pad")
+        return Cut(samples, self.batch_size, self._rank, self._world_size, tail)
+
+    def _begin(self) -> Feed:
+        """Ask for the epoch's steps; in a DataLoader's worker, for its share of them."""
+        cut = self._cut()
+        session = self._connection.session()
+        lanes = self._lanes or default_lanes(cut.samples, shuffle=self._shuffle)
+        manifest = session.manifest
+        plan = Plan(manifest.block_sizes, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle, lanes=lanes)
+        worker = get_worker_info()
+        share, shares = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch = self._epoch
+
+        def steps() -> Iterator[Step]:
+            for number, rows in enumerate(cut.walk()):
+                if number % shares == share:
+                    block, index = plan.locate(rows.positions)
+                    yield Step(
+                        number,
+                        epoch,
+                        rows.consumed,
+                        block,
+                        index,
+                        manifest.block_shard[block],
+                        rows.positions,
+                        rows.padding,
+                    )
+
+        limits = FetchLimits(prefetch_bytes=max(1, self._prefetch_bytes // shares), timeout=self._timeout)
+        options = BatchOptions(seed=self._seed, keys=self._info, on_error=self._on_error, pin_memory=self._pin_memory)
+        return session.fetch(steps(), limits, options)
+
+    def _take(self, batch: Delivered, waited: float) -> Any:
+        """Count a batch as delivered and give it the shape that the trainer asked for."""
+        step = batch.step
+        counted = batch.good & ~step.padding
+        self._digest += digest_rows(step.epoch, step.positions[~step.padding], batch.keyhash[~step.padding])
+        self._digest %= 1 << 128
+        masked = int((~batch.good).sum())
+        if masked and not self._stats.masked:
+            log.warning(
+                "a batch has %d bad samples, masked; `stats.masked` counts them, `info=True` shows them", masked
+            )
+        self._stats = self._stats.add(samples=int(counted.sum()), size=batch.size, masked=masked, waited=waited)
+        columns = batch.columns
+        made: Any
+        if self._info:
+            info = BatchInfo(step.epoch, step.number, list(batch.shards), list(batch.keys), torch.from_numpy(counted))
+            columns = {**columns, "__info__": info}
+        made = tuple(columns.values()) if self._connection.session().info.unnamed else columns
+        return made if self._batch_transform is None else self._batch_transform(made)
+
+    def _finished(self) -> None:
+        self._epoch += 1
+
+
+class _Iterator:
+    """One pass over one epoch."""
+
+    def __init__(self, dataset: RemoteDataset) -> None:
+        before = dataset._iterator() if dataset._iterator is not None else None
+        if before is not None:
+            before._end()
+        self._dataset = dataset
+        self._epoch = dataset.epoch
+        self._feed: Feed | None = dataset._begin()
+        dataset._iterator = weakref.ref(self)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        feed = self._feed
+        if feed is None:
+            raise StopIteration
+        before = feed.waited
+        try:
+            batch = feed.next()
+        except BaseException:
+            self._end()
+            raise
+        if batch is None:
+            self._feed = None
+            if self._dataset.epoch == self._epoch:
+                self._dataset._finished()
+            raise StopIteration
+        return self._dataset._take(batch, feed.waited - before)
+
+    def _end(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+
+    def __del__(self) -> None:
+        """Left early: end the pass, and with it the thread and the sockets; the next `iter` makes new ones."""
+        if getattr(self, "_feed", None) is not None:
+            self._end()
+            self._dataset.close()
