@@ -1,0 +1,293 @@
+"""A RemoteDataset as trainers treat theirs: left early, forgotten, pickled, forked, killed."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from shardfeed import ConfigError, RemoteDataset
+from tests.photographs import Photographs
+from tests.system.loaders import Loader, wait_until, write_photographs
+from torch.utils.data import DataLoader
+
+SAMPLES = 256
+OPTIONS = ("--resize", "32x32", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("life"), photographs[:SAMPLES], count=2)
+
+
+@pytest.fixture(scope="module")
+def server(shards: list[Path]) -> Iterator[Loader]:
+    with Loader.of(shards, *OPTIONS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def config(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "shardfeed.toml"
+    path.write_text(
+        f"""
+        workers = 1
+        [streams.train]
+        shards = {[str(shard) for shard in shards]}
+        fields = {{ image = "jpg;png", label = "cls" }}
+        transforms = ["resize=32x32"]
+        """
+    )
+    return path
+
+
+def network_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "shardfeed"]
+
+
+def keys(dataset: RemoteDataset) -> list[str]:
+    return [key for *_, info in dataset for key in info.keys]
+
+
+def test_a_loop_left_early_leaves_no_thread_and_begins_the_epoch_again(server: Loader) -> None:
+    dataset = RemoteDataset(server.url, batch_size=16, info=True)
+    for *_, first in dataset:
+        break
+    del _
+    gc.collect()
+    wait_until(lambda: not network_threads(), what="the end of the network thread")
+    assert dataset.epoch == 0
+    *_, again = next(iter(dataset))
+    assert again.keys == first.keys
+    dataset.close()
+
+
+def test_a_dataset_that_is_forgotten_ends_its_thread(server: Loader) -> None:
+    batches = iter(RemoteDataset(server.url, batch_size=16))
+    next(batches)
+    assert network_threads()
+    del batches
+    gc.collect()
+    wait_until(lambda: not network_threads(), what="the end of the network thread")
+
+
+def test_an_exception_in_the_loop_leaves_nothing_once_the_block_is_left(server: Loader) -> None:
+    def train() -> None:
+        with RemoteDataset(server.url, batch_size=16) as dataset:
+            for _ in dataset:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert not network_threads()
+
+
+def test_closing_ends_the_thread_and_iterating_again_connects_anew(server: Loader) -> None:
+    dataset = RemoteDataset(server.url, batch_size=64, info=True)
+    first = keys(dataset)
+    dataset.close()
+    dataset.close()
+    assert not network_threads()
+    dataset.set_epoch(0)
+    assert keys(dataset) == first
+    dataset.close()
+
+
+def test_a_newer_iterator_ends_the_older(server: Loader) -> None:
+    with RemoteDataset(server.url, batch_size=16) as dataset:
+        older = iter(dataset)
+        next(older)
+        newer = iter(dataset)
+        assert sum(len(labels) for _, labels in newer) == SAMPLES
+        assert list(older) == []
+
+
+def test_the_epoch_advances_after_a_full_pass_alone(server: Loader) -> None:
+    with RemoteDataset(server.url, batch_size=64, info=True) as dataset:
+        assert dataset.epoch == 0
+        first = keys(dataset)
+        assert dataset.epoch == 1
+        assert keys(dataset) != first
+        dataset.set_epoch(0)
+        assert keys(dataset) == first
+        assert dataset.epoch == 1
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
+def test_the_workers_of_a_dataloader_share_an_epoch(server: Loader, start: str) -> None:
+    dataset = RemoteDataset(server.url, batch_size=16, info=True)
+    alone = keys(dataset)  # a live connection in the parent, which workers must not touch
+    dataset.set_epoch(0)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=start)
+    assert [key for *_, info in loader for key in info.keys] == alone
+    dataset.close()
+
+
+def test_no_workers_inside_a_dataloader_is_the_same_as_no_dataloader(server: Loader) -> None:
+    with RemoteDataset(server.url, batch_size=16, info=True) as dataset:
+        alone = keys(dataset)
+        dataset.set_epoch(0)
+        assert [key for *_, info in DataLoader(dataset, batch_size=None) for key in info.keys] == alone
+
+
+def _iterate_in_child(dataset: RemoteDataset, answer: multiprocessing.queues.SimpleQueue[list[str]]) -> None:
+    answer.put(keys(dataset))
+    dataset.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
+def test_a_fork_with_a_connection_open_has_its_own(server: Loader) -> None:
+    context = multiprocessing.get_context("fork")
+    with RemoteDataset(server.url, batch_size=16, info=True) as dataset:
+        batches = iter(dataset)
+        *_, first = next(batches)
+        answer: multiprocessing.queues.SimpleQueue[list[str]] = context.SimpleQueue()
+        child = context.Process(target=_iterate_in_child, args=(dataset, answer))
+        child.start()
+        theirs = answer.get()
+        child.join()
+        answer.close()
+        mine = first.keys + [key for *_, info in batches for key in info.keys]
+    assert theirs == mine
+
+
+def test_named_fields_come_as_dicts_with_a_transform_of_the_client(config: Path) -> None:
+    def halve(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"image": batch["image"].float() / 2, "label": batch["label"]}
+
+    with RemoteDataset(f"local:{config}", stream="train", batch_size=16, batch_transform=halve) as dataset:
+        batch = next(iter(dataset))
+    assert batch["image"].dtype == torch.float32
+    assert batch["image"].shape == (16, 32, 32, 3)
+    assert batch["label"].shape == (16,)
+
+
+def test_a_private_server_ends_with_its_client(config: Path) -> None:
+    with RemoteDataset(f"local:{config}", stream="train", batch_size=16) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        children = psutil.Process().children(recursive=True)
+        assert any("serve" in child.cmdline() for child in children)
+    wait_until(lambda: not any(child.is_running() for child in children), what="the end of the private server")
+
+
+def test_a_private_server_ends_even_when_its_client_is_killed(config: Path, temporary_folder: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from shardfeed import RemoteDataset\n"
+        f"dataset = RemoteDataset('local:{config}', stream='train', batch_size=16)\n"
+        "batches = iter(dataset)\n"
+        "next(batches)\n"
+        "print('first batch', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    client = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    with client.stdout as output:
+        assert output.readline() == "first batch\n"
+    family = psutil.Process(client.pid).children(recursive=True)
+    assert family
+    os.kill(client.pid, signal.SIGKILL)
+    client.wait()
+    wait_until(lambda: not any(child.is_running() for child in family), what="the end of the private server")
+    wait_until(lambda: not list(temporary_folder.glob("shardfeed-*")), what="the removal of its socket")
+
+
+def test_a_private_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    config = tmp_path / "shardfeed.toml"
+    config.write_text('[streams.train]\nshards = "nowhere.tar"\nfields = "jpg cls"\n')
+    from shardfeed import ConnectError
+
+    with pytest.raises(ConnectError, match=r"nowhere\.tar"):
+        iter(RemoteDataset(f"local:{config}", stream="train", batch_size=16))
+    with pytest.raises(ConfigError, match="no configuration file"):
+        iter(RemoteDataset("local:absent.toml", batch_size=16))
+
+
+def test_an_interpreter_that_ends_without_closing_ends_quietly(server: Loader) -> None:
+    program = (
+        "from shardfeed import RemoteDataset\n"
+        f"dataset = RemoteDataset('{server.url}', batch_size=16)\n"
+        "batches = iter(dataset)\n"
+        "print(len(next(batches)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "16\n", "")
+
+
+def test_ctrl_c_reaches_a_trainer_that_waits(shards: list[Path]) -> None:
+    with Loader.of(shards, *OPTIONS) as server:
+        program = (
+            "from shardfeed import RemoteDataset\n"
+            f"with RemoteDataset('{server.url}', batch_size=16) as dataset:\n"
+            "    batches = iter(dataset)\n"
+            "    next(batches)\n"
+            "    print('ready', flush=True)\n"
+            "    input()\n"
+            "    for _ in batches: pass\n"
+            "    for _ in dataset: pass\n"
+        )
+        trainer = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "ready\n"
+        server.kill()
+        trainer.send_signal(signal.SIGINT)
+        _, errors = trainer.communicate(timeout=20)
+        assert trainer.returncode != 0
+        assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"tail": "long"}, "tail='long'"),
+        ({"tail": "pad", "drop_last": True}, "contradicts"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"framing": "two"}, "framing='two'"),
+        ({"prefetch_bytes": 0}, "prefetch_bytes=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"lanes": 0}, "lanes=0"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RemoteDataset("tcp://127.0.0.1:7880", **{"batch_size": 16, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [({"RANK": "2", "WORLD_SIZE": "2"}, "rank=2"), ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE")],
+)
+def test_ranks_that_make_no_sense_are_named(
+    server: Loader, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with RemoteDataset(server.url, batch_size=16) as dataset, pytest.raises(ConfigError, match=message):
+        iter(dataset)
+
+
+def test_the_rank_is_read_from_the_environment_at_the_first_iter(
+    server: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RemoteDataset(server.url, batch_size=16, info=True) as dataset:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        second = keys(dataset)
+    with RemoteDataset(server.url, batch_size=16, rank=0, world_size=2, info=True) as dataset:
+        first = keys(dataset)
+    assert len(first) == len(second) == SAMPLES // 2
+    assert not set(first) & set(second)

@@ -1,0 +1,127 @@
+"""Servers and workers that die, drain and change under a running epoch: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shardfeed import RemoteDataset, SampleError, ShardError, StarvedError
+from tests.photographs import Photographs
+from tests.system.loaders import Loader, wait_until, write_photographs
+
+SAMPLES = 600
+
+
+@pytest.fixture(scope="module")
+def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("faults"), photographs[:SAMPLES], count=4)
+
+
+OPTIONS = ("--resize", "64x64", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def steady(shards: list[Path]) -> Iterator[Loader]:
+    with Loader.of(shards, *OPTIONS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(steady: Loader) -> str:
+    with RemoteDataset(steady.url, batch_size=32) as dataset:
+        assert sum(len(labels) for _, labels in dataset) == SAMPLES
+        return dataset.digest
+
+
+def test_a_server_killed_in_mid_epoch_hands_its_requests_to_the_others(
+    steady: Loader, shards: list[Path], undisturbed: str
+) -> None:
+    with Loader.of(shards, *OPTIONS) as victim, RemoteDataset([victim.url, steady.url], batch_size=32) as dataset:
+        for step, _ in enumerate(dataset):
+            if step == 3:
+                victim.kill()
+        assert dataset.digest == undisturbed
+
+
+def test_a_server_told_to_stop_answers_what_is_under_way_and_ends_with_0(
+    steady: Loader, shards: list[Path], undisturbed: str
+) -> None:
+    with Loader.of(shards, *OPTIONS) as leaver, RemoteDataset([leaver.url, steady.url], batch_size=32) as dataset:
+        for step, _ in enumerate(dataset):
+            if step == 3:
+                leaver.tell(signal.SIGTERM)
+        assert dataset.digest == undisturbed
+        assert leaver.wait() == 0
+
+
+def test_workers_killed_in_mid_epoch_are_replaced_and_nobody_notices(steady: Loader, undisturbed: str) -> None:
+    with RemoteDataset(steady.url, batch_size=32) as dataset:
+        for step, _ in enumerate(dataset):
+            if step in (2, 6):
+                for worker in steady.workers():
+                    worker.kill()
+        assert dataset.digest == undisturbed
+    wait_until(lambda: len(steady.workers()) == 1, what="a new worker")
+
+
+def test_a_server_restarted_on_its_port_is_used_again(shards: list[Path], undisturbed: str) -> None:
+    with Loader.of(shards, *OPTIONS) as first:
+        url = first.url
+        with RemoteDataset(url, batch_size=32, timeout=60) as dataset:
+            batches = iter(dataset)
+            for _ in range(3):
+                next(batches)
+            first.kill()
+            with Loader.of(shards, *OPTIONS, bind=[url]):
+                for _ in batches:
+                    pass
+                assert dataset.digest == undisturbed
+
+
+def test_with_every_server_gone_the_trainer_is_told_within_its_timeout(shards: list[Path]) -> None:
+    with Loader.of(shards, *OPTIONS) as server, RemoteDataset(server.url, batch_size=32, timeout=1.5) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        server.kill()
+        with pytest.raises(StarvedError, match=r"tcp://127\.0\.0\.1:\d+: .*nobody listens"):
+            for _ in batches:
+                pass
+
+
+def test_a_shard_changed_since_is_refused_and_never_served(photographs: Photographs, tmp_path: Path) -> None:
+    shards = write_photographs(tmp_path, photographs[:64], count=2)
+    with Loader.of(shards, *OPTIONS) as server, RemoteDataset(server.url, batch_size=8, shuffle=False) as dataset:
+        os.utime(shards[1], ns=(1, 1))
+        served = []
+        with pytest.raises(ShardError, match=r"train-000001\.tar.*changed.*shardfeed index"):
+            for images, _ in dataset:
+                served.append(len(images))
+        assert sum(served) <= 32
+
+
+def test_a_sample_that_kills_or_hangs_its_worker_is_named_and_the_server_lives(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    shards = write_photographs(tmp_path, photographs[:64], count=1)
+    (tmp_path / "deadly.py").write_text(
+        "import os, time\n"
+        "def transform(sample):\n"
+        "    if sample['__key__'] == '000007': os._exit(3)\n"
+        "    if sample['__key__'] == '000021': time.sleep(1000)\n"
+        "    return sample\n"
+    )
+    options = (*OPTIONS, "--transform", "deadly:transform", "--code-dir", str(tmp_path), "--sample-timeout", "1.5")
+    with Loader.of(shards, *options) as server:
+        with RemoteDataset(server.url, batch_size=16, shuffle=False, on_error="mask", info=True) as dataset:
+            bad = [key for *_, info in dataset for key, valid in zip(info.keys, info.valid, strict=True) if not valid]
+            assert bad == ["000007", "000021"]
+            assert dataset.stats.masked == 2
+        with (
+            RemoteDataset(server.url, batch_size=16, shuffle=False) as dataset,
+            pytest.raises(SampleError, match=r"'000007' of shard 'train-000000\.tar'.*exit status 3") as caught,
+        ):
+            next(iter(dataset))
+        assert caught.value.key == "000007"

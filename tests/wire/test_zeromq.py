@@ -1,0 +1,160 @@
+"""ZeroMQ over TCP and Unix sockets holds to the contracts of a transport, and says what else listens at an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from shardfeed_wire.errors import BrokenChannelError, EndpointError
+from shardfeed_wire.transport import Limits, Network
+from tests.wire.conformance import CHECKS, DEADLINE, Check, run, soon
+
+LIMITS = Limits(frame_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collector_of_sent_frames() -> None:
+    """Start the thread that pyzmq keeps for frames sent without a copy; it stays for the life of the process."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
+        push.send(bytes(1 << 20), copy=False)
+        pull.recv()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose name is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def url(request: pytest.FixtureRequest, folder: Path) -> str:
+    return "tcp://127.0.0.1:0" if request.param == "tcp" else f"ipc://{folder}/feed"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conformance(check: Check, url: str) -> None:
+    run(check, lambda: url)
+
+
+def in_network(act: Callable[[Network], Awaitable[None]]) -> None:
+    async def within() -> None:
+        network = Network()
+        try:
+            await act(network)
+        finally:
+            network.close()
+
+    asyncio.run(within())
+
+
+@pytest.mark.parametrize(
+    ("first_words", "stays"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+        (b"SSH-2.0-OpenSSH\r\n", False),
+        (b"", False),
+        (b"\xff" * 200, False),
+        (b"\xff" * 200, True),
+    ],
+    ids=["HTTP", "SSH", "nothing", "noise", "noise that stays"],
+)
+def test_what_does_not_speak_zeromq_is_an_error(first_words: bytes, stays: bool) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first_words)
+        if not stays:
+            writer.close()
+
+    async def act(network: Network) -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            with pytest.raises(BrokenChannelError, match=rf"tcp://127.0.0.1:{port}: what listens there "):
+                await soon(network.connect(f"tcp://127.0.0.1:{port}", LIMITS))
+        finally:
+            server.close()
+
+    in_network(act)
+
+
+def test_to_connect_to_what_never_says_a_word_waits_and_can_be_cancelled() -> None:
+    async def act(network: Network) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await network.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}", LIMITS)
+
+    in_network(act)
+
+
+def test_another_kind_of_zeromq_socket_is_an_error() -> None:
+    async def act(network: Network) -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as other:
+            port = other.bind_to_random_port("tcp://127.0.0.1")
+            with pytest.raises(BrokenChannelError, match="what listens there"):
+                await soon(network.connect(f"tcp://127.0.0.1:{port}", LIMITS))
+
+    in_network(act)
+
+
+def test_strangers_at_a_listener_disturb_nobody() -> None:
+    async def act(network: Network) -> None:
+        listener = network.listen("tcp://127.0.0.1:0", LIMITS)
+        channel = None
+        try:
+            port = int(listener.url.rpartition(":")[2])
+            for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 1000, b"", b"\0" * 64):
+                stranger = socket.create_connection(("127.0.0.1", port), DEADLINE)
+                stranger.sendall(words)
+                stranger.close()
+            channel = await soon(network.connect(listener.url, LIMITS))
+            await soon(channel.send([b"hello"]))
+            assert bytes((await soon(listener.receive()))[1][0]) == b"hello"
+        finally:
+            if channel is not None:
+                channel.close()
+            await listener.close()
+
+    in_network(act)
+
+
+def test_a_socket_that_a_killed_server_left_is_taken_over_and_a_living_one_is_not(folder: Path) -> None:
+    path = folder / "feed"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+    async def act(network: Network) -> None:
+        listener = network.listen(f"ipc://{path}", LIMITS)
+        try:
+            with pytest.raises(EndpointError, match="another process listens there"):
+                network.listen(f"ipc://{path}", LIMITS)
+        finally:
+            await listener.close()
+
+    in_network(act)
+
+
+def test_a_file_that_is_no_socket_is_never_removed(folder: Path) -> None:
+    path = folder / "precious"
+    path.write_text("data")
+
+    async def act(network: Network) -> None:
+        with pytest.raises(EndpointError, match="is not a socket"):
+            network.listen(f"ipc://{path}", LIMITS)
+
+    in_network(act)
+    assert path.read_text() == "data"
+
+
+def test_an_address_of_another_machine_cannot_be_bound() -> None:
+    async def act(network: Network) -> None:
+        with pytest.raises(EndpointError, match=r"cannot listen on tcp://192\.0\.2\.1:1"):
+            network.listen("tcp://192.0.2.1:1", LIMITS)
+
+    in_network(act)
