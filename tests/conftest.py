@@ -52,10 +52,17 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def process_wide_context() -> None:
-    """Start the threads of pyzmq's process-wide context, which stay, so that no test seems to leave them."""
+    """Start the threads that pyzmq keeps, so that no test seems to leave them.
+
+    Those of its process-wide context, and the one that frees the frames which were sent without a copy.
+    """
     import zmq
 
-    zmq.Context.instance().socket(zmq.PAIR).close()
+    context = zmq.Context.instance()
+    with context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
+        push.send(bytes(1 << 20), copy=False)
+        pull.recv()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -31,13 +32,14 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._open: _Open | None = None
 
-    def session(self) -> Session:
-        """Return the session, connecting where there is none in this process; see `Session`."""
+    def session(self, rank: int = 0) -> Session:
+        """Return the session, connecting as ``rank`` where there is none in this process; see `Session`."""
         if self._open is not None and self._open.owner != os.getpid():
             self._open.forget()
             self._open = None
         if self._open is None:
-            self._open = _Open(self._endpoints, self._stream, self._greeting, self._connect_timeout)
+            greeting = replace(self._greeting, rank=rank)
+            self._open = _Open(self._endpoints, self._stream, greeting, self._connect_timeout)
             self._open.end_with(self)
         return self._open.session
 

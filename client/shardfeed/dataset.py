@@ -192,10 +192,10 @@ class RemoteDataset(IterableDataset[Any]):
         return {**self.__dict__, "_iterator": None}
 
     def _cut(self) -> Cut:
-        samples = self._connection.session().info.samples
         if self._rank is None or self._world_size is None or self._process_group is not None:
             rank, world_size = find_rank(self._rank, self._world_size, self._process_group)
             self._rank, self._world_size, self._process_group = rank, world_size, None
+        samples = self._connection.session(self._rank).info.samples
         tail: Tail = self._tail or ("exact" if self._world_size == 1 else "pad")
         return Cut(samples, self.batch_size, self._rank, self._world_size, tail)
 
@@ -203,8 +203,8 @@ class RemoteDataset(IterableDataset[Any]):
         """Ask for the epoch's steps; in a DataLoader's worker, for its share of them."""
         cut = self._cut()
         session = self._connection.session()
-        lanes = self._lanes or default_lanes(cut.samples, shuffle=self._shuffle)
         manifest = session.manifest
+        lanes = self._lanes or default_lanes(len(manifest.block_sizes), shuffle=self._shuffle)
         plan = Plan(manifest.block_sizes, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle, lanes=lanes)
         worker = get_worker_info()
         share, shares = (worker.id, worker.num_workers) if worker else (0, 1)

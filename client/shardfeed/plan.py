@@ -27,9 +27,13 @@ Tail: TypeAlias = Literal["exact", "pad", "drop"]
 _MOST_LANES = 256
 
 
-def default_lanes(samples: int, *, shuffle: bool) -> int:
-    """Return the lanes where the user does not say: 1 without shuffle, so that one rank reads in file order."""
-    return max(1, min(_MOST_LANES, samples)) if shuffle else 1
+def default_lanes(blocks: int, *, shuffle: bool) -> int:
+    """Return the lanes where the user does not say: a lane a block, 256 at most; without shuffle 1.
+
+    More lanes than blocks would put neighbours into one block. One lane without shuffle lets one
+    rank read in file order.
+    """
+    return max(1, min(_MOST_LANES, blocks)) if shuffle else 1
 
 
 class Plan:

@@ -43,7 +43,7 @@ from shardfeed.manifest_cache import ClientManifest, cached_manifest, keep_manif
 from shardfeed.peer import Greeting, Peer
 from shardfeed.routing import Piece, Step
 from shardfeed_wire import messages
-from shardfeed_wire.errors import ConnectError, MessageError, RefusedError, ShardfeedError
+from shardfeed_wire.errors import ConnectError, MessageError, NobodyAnswersError, RefusedError, ShardfeedError
 from shardfeed_wire.messages import Batch, Get, GetManifest, Manifest, Message, Ping, Pong, Refused, StreamInfo, Welcome
 from shardfeed_wire.transport import Network
 
@@ -51,6 +51,7 @@ __all__ = ["Session"]
 
 _TICK = 0.05
 _STRAGGLER = 2.0
+_ASK_AGAIN = 0.2
 
 log = logging.getLogger("shardfeed")
 
@@ -60,7 +61,7 @@ class _Fetch:
 
     def __init__(self, fetcher: Fetcher, feed: Feed, options: BatchOptions) -> None:
         self.fetcher, self.feed, self.options = fetcher, feed, options
-        self.asked: dict[int, Piece] = {}
+        self.asked: dict[int, tuple[str, Piece]] = {}
 
 
 class Session:
@@ -80,7 +81,7 @@ class Session:
         self._up: dict[str, Welcome] = {}
         self._fetch: _Fetch | None = None
         self._next_request = 1
-        self._manifests: dict[int, asyncio.Future[list[NDArray[Any]]]] = {}
+        self._manifests: dict[int, tuple[str, asyncio.Future[list[NDArray[Any]]]]] = {}
         self._changed: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
@@ -203,19 +204,24 @@ class Session:
             url = next(iter(self._up), None)
             if url is not None:
                 request = self._number()
-                answer = self._manifests[request] = self._loop.create_future()
+                answer: asyncio.Future[list[NDArray[Any]]] = self._loop.create_future()
+                self._manifests[request] = url, answer
                 self._peers[url].send(GetManifest(request=request, stream=self._stream, data=info.data))
                 try:
-                    tensors = await asyncio.wait_for(asyncio.shield(answer), self._timeout)
+                    tensors = await answer
                     manifest = parse_manifest(tensors, samples=info.samples)
                     await asyncio.to_thread(keep_manifest, info.data, tensors)
                     return manifest
                 except (MessageError, RefusedError) as error:
                     raise RefusedError(f"{url}: {error}") from error
+                except NobodyAnswersError:
+                    await asyncio.sleep(_ASK_AGAIN)
+                    continue
                 finally:
                     self._manifests.pop(request, None)
-            self._changed.clear()
-            await self._changed.wait()
+            else:
+                self._changed.clear()
+                await self._changed.wait()
 
     def _number(self) -> int:
         self._next_request += 1
@@ -235,6 +241,8 @@ class Session:
         info = next(stream for stream in welcome.streams if stream.name == self._stream)
         shards = None
         if info.readable is not None:
+            if info.shards > 8 * len(info.readable):
+                raise MessageError(f"it says that it has {info.shards} shards, and of fewer whether it reads them")
             bits = np.unpackbits(np.frombuffer(info.readable, np.uint8), count=info.shards, bitorder="little")
             shards = frozenset(np.flatnonzero(bits).tolist())
         return ServerUp(url, slots=2 * welcome.workers + 1, shards=shards)
@@ -246,7 +254,12 @@ class Session:
             log.warning("lost a server: %s", reason)
         if isinstance(reason, RefusedError):
             self._agreement.refuse(reason)
+        for url, answer in self._manifests.values():
+            if url == peer.url and not answer.done():
+                answer.set_exception(NobodyAnswersError(str(reason)))
         self._changed.set()
+        if self._fetch is not None:
+            self._fetch.asked = {n: asked for n, asked in self._fetch.asked.items() if asked[0] != peer.url}
         self._event(ServerDown(peer.url, str(reason)))
 
     def received(self, peer: Peer, message: Message, tensors: list[NDArray[Any]]) -> None:
@@ -254,25 +267,37 @@ class Session:
         match message:
             case Batch():
                 self._answered(peer, message, tensors)
-            case Refused() if message.request in self._manifests:
-                self._manifests[message.request].set_exception(RefusedError(message.message))
+            case Refused() | Manifest() if message.request in self._manifests:
+                self._manifest_answered(message, tensors)
             case Refused():
+                if self._fetch is not None:
+                    self._fetch.asked.pop(message.request, None)
                 self._event(Declined(peer.url, message.request, message.reason, message.message))
-            case Manifest() if message.request in self._manifests:
-                self._manifests[message.request].set_result(tensors)
             case Pong():
                 self._event(Heard(peer.url))
             case _:
                 pass
 
+    def _manifest_answered(self, message: Refused | Manifest, tensors: list[NDArray[Any]]) -> None:
+        _, answer = self._manifests[message.request]
+        if answer.done():
+            return
+        match message:
+            case Manifest():
+                answer.set_result(tensors)
+            case Refused(reason="busy" | "indexing" | "draining"):
+                answer.set_exception(NobodyAnswersError(message.message))
+            case _:
+                answer.set_exception(RefusedError(message.message))
+
     def _answered(self, peer: Peer, batch: Batch, tensors: list[NDArray[Any]]) -> None:
         fetch = self._fetch
         if fetch is None:
             return
-        piece = fetch.asked.pop(batch.request, None)
-        if piece is None:
+        if batch.request not in fetch.asked:
             self._event(Heard(peer.url))
             return
+        _, piece = fetch.asked.pop(batch.request)
         answer = parse_answer(batch, tensors, rows=piece.rows, keys=fetch.options.keys)
         size = sum(tensor.nbytes for tensor in tensors)
         self._event(Answered(peer.url, batch.request, answer, size))
@@ -321,7 +346,7 @@ class Session:
     def _perform(self, fetch: _Fetch, action: Action) -> None:
         match action:
             case Send(url, request, piece):
-                fetch.asked[request] = piece
+                fetch.asked[request] = url, piece
                 get = Get(
                     request=request,
                     stream=self._stream,

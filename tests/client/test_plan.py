@@ -181,7 +181,9 @@ def test_law_5_after_the_same_step_all_ranks_stand_at_the_same_place(
         (100, 400, 40, (32, 256)),
         (1000, 100, 50, (32, 256)),
         (10, 5000, 128, (32, 256)),
-        (16, 1024, 256, (256,)),  # fewer blocks than lanes: a step of fewer rows than lanes sees few of them
+        (10, 200, 250, (32, 256)),  # eight blocks
+        (16, 1024, 256, (32, 256)),
+        (100, 130, 100, (32, 256)),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -191,7 +193,7 @@ def test_law_6_batches_of_class_sorted_shards_hold_nearly_the_classes_of_a_full_
     samples = classes * a_class
     sizes = np.array([block] * (samples // block) + [samples % block] * (samples % block > 0), np.uint16)
     first = np.cumsum(sizes, dtype=np.int64) - sizes
-    plan = Plan(sizes, seed=seed, epoch=0, shuffle=True, lanes=default_lanes(samples, shuffle=True))
+    plan = Plan(sizes, seed=seed, epoch=0, shuffle=True, lanes=default_lanes(len(sizes), shuffle=True))
     label = np.arange(samples) // a_class
     blocks, inside = plan.locate(np.arange(samples))
     ours = label[first[blocks] + inside]
@@ -214,7 +216,7 @@ def test_seed_and_epoch_each_change_the_order() -> None:
 
 
 def test_without_shuffle_and_with_one_lane_one_rank_reads_in_file_order() -> None:
-    plan = Plan(np.array([3, 1, 2]), seed=5, epoch=5, shuffle=False, lanes=default_lanes(6, shuffle=False))
+    plan = Plan(np.array([3, 1, 2]), seed=5, epoch=5, shuffle=False, lanes=default_lanes(3, shuffle=False))
     assert whole(plan) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
 
 
@@ -247,10 +249,10 @@ def test_two_and_a_half_million_blocks_are_planned_within_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "shuffle", "lanes"), [(0, True, 1), (5, True, 5), (10**9, True, 256), (10**9, False, 1)]
+    ("blocks", "shuffle", "lanes"), [(0, True, 1), (5, True, 5), (10**9, True, 256), (10**9, False, 1)]
 )
-def test_default_lanes(samples: int, shuffle: bool, lanes: int) -> None:
-    assert default_lanes(samples, shuffle=shuffle) == lanes
+def test_default_lanes(blocks: int, shuffle: bool, lanes: int) -> None:
+    assert default_lanes(blocks, shuffle=shuffle) == lanes
 
 
 @pytest.mark.parametrize(

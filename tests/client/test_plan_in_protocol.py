@@ -152,7 +152,7 @@ def dealer(served: str) -> Iterator[zmq.Socket[bytes]]:
 
 
 def expected_keys(sizes: list[int], count: int) -> list[str]:
-    plan = Plan(np.array(sizes), seed=0, epoch=0, shuffle=True, lanes=default_lanes(sum(sizes), shuffle=True))
+    plan = Plan(np.array(sizes), seed=0, epoch=0, shuffle=True, lanes=default_lanes(len(sizes), shuffle=True))
     first = np.cumsum([0, *sizes])
     block, index = plan.locate(np.arange(count))
     return [f"{number:06d}" for number in (first[block] + index).tolist()]

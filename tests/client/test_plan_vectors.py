@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from tests.vectors import reference
 from tests.vectors.write import KEYS, PATH, vectors
 
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(PATH.read_text())
-PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
 def cases(kind: str) -> pytest.MarkDecorator:

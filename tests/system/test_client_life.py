@@ -176,9 +176,10 @@ def test_a_private_server_ends_with_its_client(config: Path) -> None:
     with RemoteDataset(f"local:{config}", stream="train", batch_size=16) as dataset:
         batches = iter(dataset)
         next(batches)
-        children = psutil.Process().children(recursive=True)
-        assert any("serve" in child.cmdline() for child in children)
-    wait_until(lambda: not any(child.is_running() for child in children), what="the end of the private server")
+        (private,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
+        family = [private, *private.children(recursive=True)]
+        assert len(family) > 1
+    wait_until(lambda: not any(process.is_running() for process in family), what="the end of the private server")
 
 
 def test_a_private_server_ends_even_when_its_client_is_killed(config: Path, temporary_folder: Path) -> None:

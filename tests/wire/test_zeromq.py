@@ -18,15 +18,6 @@ from tests.wire.conformance import CHECKS, DEADLINE, Check, run, soon
 LIMITS = Limits(frame_bytes=1 << 20)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def collector_of_sent_frames() -> None:
-    """Start the thread that pyzmq keeps for frames sent without a copy; it stays for the life of the process."""
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
-        push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
-        push.send(bytes(1 << 20), copy=False)
-        pull.recv()
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder whose name is short enough for Unix sockets."""

@@ -68,7 +68,8 @@ class Listener(abc.ABC):
     async def receive(self) -> tuple[bytes, list[Any]]:
         """Return a peer's identity and the chunks of its next message; blocks until there is one.
 
-        Messages beyond the limits are dropped with their peer. When cancelled, nothing is lost.
+        Messages beyond the limits are dropped, with their peer where the transport can tell it to go.
+        When cancelled, nothing is lost.
         """
 
     @abc.abstractmethod
