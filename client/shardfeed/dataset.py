@@ -6,23 +6,26 @@ import logging
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
+from shardfeed.bookmark import Order, read_bookmark
 from shardfeed.connection import Connection
 from shardfeed.delivery import BatchOptions
 from shardfeed.digest import digest_rows
 from shardfeed.feed import Delivered, Feed
 from shardfeed.fetch_events import FetchLimits
+from shardfeed.options import OnError, Options
 from shardfeed.peer import Framing
 from shardfeed.plan import Cut, Plan, Tail, default_lanes
-from shardfeed.ranks import find_rank
-from shardfeed.routing import Step
+from shardfeed.position import Position, this_worker
+from shardfeed.ranks import Ranks
 from shardfeed.stats import Stats
+from shardfeed.steps import walk_steps
 from shardfeed_wire.endpoint import expand_endpoints
 from shardfeed_wire.errors import ConfigError
 
@@ -69,7 +72,7 @@ class RemoteDataset(IterableDataset[Any]):
         process_group: Any = None,
         tail: Tail | None = None,
         drop_last: bool = False,
-        on_error: Literal["raise", "mask"] = "raise",
+        on_error: OnError = "raise",
         prefetch_bytes: int = 256 << 20,
         connect_timeout: float = 30.0,
         timeout: float = 300.0,
@@ -78,6 +81,7 @@ class RemoteDataset(IterableDataset[Any]):
         pin_memory: bool = False,
         batch_transform: Callable[[Any], Any] | None = None,
         info: bool = False,
+        allow_recipe_change: bool = False,
     ) -> None:
         """Say what to iterate. Connects to nothing and reads no rank yet: the first `iter` or `len` does.
 
@@ -106,23 +110,27 @@ class RemoteDataset(IterableDataset[Any]):
             pin_memory: whether dense columns lie in page-locked memory; needs an accelerator.
             batch_transform: called with each batch in the trainer's thread; its result is what is yielded.
             info: whether each batch brings its `BatchInfo`.
+            allow_recipe_change: whether a bookmark made with another recipe is gone on from.
 
         Raises ConfigError for an argument that makes no sense.
         """
         super().__init__()
         if drop_last and tail not in (None, "drop"):
             raise ConfigError(f"drop_last=True contradicts tail={tail!r}; pass one of them")
-        if on_error not in ("raise", "mask"):
-            raise ConfigError(f"on_error={on_error!r}: it is 'raise' or 'mask'")
-        if framing not in ("multipart", "single"):
-            raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
-        if prefetch_bytes < 1:
-            raise ConfigError(f"prefetch_bytes={prefetch_bytes}: it must be at least 1")
-        if not 0 <= seed < 1 << 64:
-            raise ConfigError(f"seed={seed}: it lies in 0 .. 2**64 - 1")
-        if lanes is not None and lanes < 1:
-            raise ConfigError(f"lanes={lanes}: it must be at least 1")
-        Cut(0, batch_size, tail=tail or "exact")
+        self._options = Options(
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            lanes=lanes,
+            tail="drop" if drop_last else tail,
+            on_error=on_error,
+            prefetch_bytes=prefetch_bytes,
+            timeout=timeout,
+            pin_memory=pin_memory,
+            batch_transform=batch_transform,
+            info=info,
+            allow_recipe_change=allow_recipe_change,
+        )
         self._connection = Connection(
             expand_endpoints(endpoints),
             stream,
@@ -131,13 +139,8 @@ class RemoteDataset(IterableDataset[Any]):
             connect_timeout=connect_timeout,
         )
         self.batch_size = batch_size
-        self._seed, self._shuffle, self._lanes = seed, shuffle, lanes
-        self._rank, self._world_size, self._process_group = rank, world_size, process_group
-        self._tail: Tail | None = "drop" if drop_last else tail
-        self._on_error = on_error
-        self._prefetch_bytes, self._timeout = prefetch_bytes, timeout
-        self._pin_memory, self._batch_transform, self._info = pin_memory, batch_transform, info
-        self._epoch = 0
+        self._ranks = Ranks(rank, world_size, process_group)
+        self._position = Position()
         self._digest = 0
         self._stats = Stats()
         self._iterator: weakref.ref[_Iterator] | None = None
@@ -145,13 +148,11 @@ class RemoteDataset(IterableDataset[Any]):
     @property
     def epoch(self) -> int:
         """The epoch that the next `iter` begins, or the one under way."""
-        return self._epoch
+        return self._position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter` begin ``epoch``."""
-        if not 0 <= epoch < 1 << 64:
-            raise ConfigError(f"epoch={epoch}: it lies in 0 .. 2**64 - 1")
-        self._epoch = epoch
+        """Let the next `iter` begin ``epoch``, in a DataLoader's workers too. A bookmark of that epoch still counts."""
+        self._position.set_epoch(epoch)
 
     @property
     def digest(self) -> str:
@@ -162,6 +163,34 @@ class RemoteDataset(IterableDataset[Any]):
     def stats(self) -> Stats:
         """What this object has delivered so far, and how long the trainer waited for it."""
         return replace(self._stats, **self._connection.counters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bookmark: where the trainer stands after the batch last delivered to it, as JSON knows it.
+
+        It is the same on every rank after the same step, and any number of ranks, batch size and
+        servers can go on from it. Connects where that has not happened yet. Raises ConfigError in
+        the parent of a DataLoader's workers, which alone know what was delivered.
+        """
+        return self._position.bookmark(self._order(), self._cut()).state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next `iter` go on from a bookmark. Does not block.
+
+        Raises ConfigError for what is no bookmark, and for one made with another ``seed``, ``shuffle``
+        or ``lanes``. The `iter` raises DataMismatchError where the servers have other data, and
+        RecipeMismatchError where they have another recipe, unless ``allow_recipe_change``.
+        """
+        bookmark = read_bookmark(state)
+        bookmark.check(seed=self._options.seed, shuffle=self._options.shuffle, lanes=self._options.lanes)
+        self._position.load(bookmark)
+
+    def bookmark(self, batches: int) -> dict[str, Any]:
+        """Return the bookmark after ``batches`` batches of the current epoch, counted from where it was begun.
+
+        For loops whose DataLoader has workers: it is computed, not observed. Connects where that has
+        not happened yet.
+        """
+        return self._position.computed(self._order(), self._cut(), batches).state()
 
     def __len__(self) -> int:
         """Return the steps of a whole epoch on this rank. Connects where that has not happened yet."""
@@ -192,42 +221,33 @@ class RemoteDataset(IterableDataset[Any]):
         return {**self.__dict__, "_iterator": None}
 
     def _cut(self) -> Cut:
-        if self._rank is None or self._world_size is None or self._process_group is not None:
-            rank, world_size = find_rank(self._rank, self._world_size, self._process_group)
-            self._rank, self._world_size, self._process_group = rank, world_size, None
-        samples = self._connection.session(self._rank).info.samples
-        tail: Tail = self._tail or ("exact" if self._world_size == 1 else "pad")
-        return Cut(samples, self.batch_size, self._rank, self._world_size, tail)
+        rank, world_size = self._ranks.find()
+        return self._options.cut(self._connection.session(rank).info.samples, rank, world_size)
 
-    def _begin(self) -> Feed:
-        """Ask for the epoch's steps; in a DataLoader's worker, for its share of them."""
-        cut = self._cut()
+    def _order(self) -> Order:
+        session, options = self._connection.session(), self._options
+        blocks = len(session.manifest.block_sizes)
+        lanes = self._position.lanes or options.lanes or default_lanes(blocks, shuffle=options.shuffle)
+        info = session.info
+        return Order(data=info.data, recipe=info.recipe, seed=options.seed, shuffle=options.shuffle, lanes=lanes)
+
+    def _begin(self) -> tuple[Feed, int]:
+        """Ask for the epoch's steps; in a DataLoader's worker, for its share of them. Returns the epoch too."""
+        cut, order, options = self._cut(), self._order(), self._options
         session = self._connection.session()
-        manifest = session.manifest
-        lanes = self._lanes or default_lanes(len(manifest.block_sizes), shuffle=self._shuffle)
-        plan = Plan(manifest.block_sizes, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle, lanes=lanes)
-        worker = get_worker_info()
-        share, shares = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch = self._epoch
-
-        def steps() -> Iterator[Step]:
-            for number, rows in enumerate(cut.walk()):
-                if number % shares == share:
-                    block, index = plan.locate(rows.positions)
-                    yield Step(
-                        number,
-                        epoch,
-                        rows.consumed,
-                        block,
-                        index,
-                        manifest.block_shard[block],
-                        rows.positions,
-                        rows.padding,
-                    )
-
-        limits = FetchLimits(prefetch_bytes=max(1, self._prefetch_bytes // shares), timeout=self._timeout)
-        options = BatchOptions(seed=self._seed, keys=self._info, on_error=self._on_error, pin_memory=self._pin_memory)
-        return session.fetch(steps(), limits, options)
+        epoch, consumed = self._position.begin(
+            order, cut, samples=cut.samples, allow_recipe_change=options.allow_recipe_change
+        )
+        self._ranks.compare(order, cut, epoch=epoch, consumed=consumed)
+        sizes = session.manifest.block_sizes
+        plan = Plan(sizes, seed=options.seed, epoch=epoch, shuffle=options.shuffle, lanes=order.lanes)
+        _, workers = this_worker()
+        limits = FetchLimits(prefetch_bytes=max(1, options.prefetch_bytes // workers), timeout=options.timeout)
+        batches = BatchOptions(
+            seed=options.seed, keys=options.info, on_error=options.on_error, pin_memory=options.pin_memory
+        )
+        steps = walk_steps(plan, cut, session.manifest, epoch=epoch, consumed=consumed, stride=workers)
+        return session.fetch(steps, limits, batches), epoch
 
     def _take(self, batch: Delivered, waited: float) -> Any:
         """Count a batch as delivered and give it the shape that the trainer asked for."""
@@ -241,16 +261,17 @@ class RemoteDataset(IterableDataset[Any]):
                 "a batch has %d bad samples, masked; `stats.masked` counts them, `info=True` shows them", masked
             )
         self._stats = self._stats.add(samples=int(counted.sum()), size=batch.size, masked=masked, waited=waited)
+        self._position.delivered(self._order(), step)
         columns = batch.columns
-        made: Any
-        if self._info:
+        if self._options.info:
             info = BatchInfo(step.epoch, step.number, list(batch.shards), list(batch.keys), torch.from_numpy(counted))
             columns = {**columns, "__info__": info}
         made = tuple(columns.values()) if self._connection.session().info.unnamed else columns
-        return made if self._batch_transform is None else self._batch_transform(made)
+        transform = self._options.batch_transform
+        return made if transform is None else transform(made)
 
-    def _finished(self) -> None:
-        self._epoch += 1
+    def _finished(self, epoch: int) -> None:
+        self._position.finished(self._order(), self._cut(), epoch)
 
 
 class _Iterator:
@@ -261,8 +282,8 @@ class _Iterator:
         if before is not None:
             before._end()
         self._dataset = dataset
-        self._epoch = dataset.epoch
-        self._feed: Feed | None = dataset._begin()
+        self._feed: Feed | None = None
+        self._feed, self._epoch = dataset._begin()
         dataset._iterator = weakref.ref(self)
 
     def __iter__(self) -> Self:
@@ -280,8 +301,7 @@ class _Iterator:
             raise
         if batch is None:
             self._feed = None
-            if self._dataset.epoch == self._epoch:
-                self._dataset._finished()
+            self._dataset._finished(self._epoch)
             raise StopIteration
         return self._dataset._take(batch, feed.waited - before)
 

@@ -6,11 +6,15 @@ import logging
 import os
 from typing import Any
 
+import msgspec
 import torch.distributed
+from torch.utils.data import get_worker_info
 
+from shardfeed.bookmark import Order
+from shardfeed.plan import Cut
 from shardfeed_wire.errors import ConfigError
 
-__all__ = ["find_rank"]
+__all__ = ["Ranks", "find_rank"]
 
 log = logging.getLogger("shardfeed")
 
@@ -46,3 +50,55 @@ def find_rank(rank: int | None, world_size: int | None, process_group: Any) -> t
         raise ConfigError(f"rank={rank} of world_size={world_size}: a rank lies in 0 .. world_size - 1")
     log.info("rank %d of %d (%s)", rank, world_size, source)
     return rank, world_size
+
+
+class Ranks:
+    """The ranks that share an epoch: which one this is, found when first needed, and whether they agree."""
+
+    def __init__(self, rank: int | None, world_size: int | None, process_group: Any) -> None:
+        """Keep what was given; ask nobody yet."""
+        self._given = rank, world_size
+        self._group = process_group
+        self._found: tuple[int, int] | None = None
+        self._compared = False
+
+    def find(self) -> tuple[int, int]:
+        """Return (rank, world size); see `find_rank`."""
+        if self._found is None:
+            self._found = find_rank(*self._given, self._group)
+        return self._found
+
+    def compare(self, order: Order, cut: Cut, *, epoch: int, consumed: int) -> None:
+        """Compare what decides the order with the other ranks, once, where a process group says who they are.
+
+        A collective call: blocks until every rank of the group makes it. Raises ConfigError, the same on
+        every rank, that names the ranks which differ from rank 0, and in what.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._compared or self._given != (None, None) or not distributed or get_worker_info() is not None:
+            return
+        self._compared = True
+        facts: dict[str, Any] = {
+            **msgspec.structs.asdict(order),
+            "epoch": epoch,
+            "samples consumed": consumed,
+            "samples of a step": cut.step_samples,
+            "tail": cut.tail,
+        }
+        everyone: list[dict[str, Any]] = [{} for _ in range(self.find()[1])]
+        torch.distributed.all_gather_object(everyone, facts, group=self._group)
+        differing = [
+            f"rank {rank}: {name} is {theirs[name]}, not {everyone[0][name]}"
+            for rank, theirs in enumerate(everyone)
+            for name in facts
+            if theirs[name] != everyone[0][name]
+        ]
+        if differing:
+            raise ConfigError(
+                f"ranks disagree with rank 0, so that their batches would overlap: {'; '.join(differing)}. "
+                "Give every rank the same arguments and bookmark"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the process group behind, which does not pickle; the rank found goes along."""
+        return {**self.__dict__, "_group": None}

@@ -20,12 +20,13 @@ class Step:
     """One rank's part of one step, as it is asked for.
 
     ``block`` (uint32), ``index`` (uint16), ``shard`` (uint32), ``positions`` (int64) and ``padding``
-    (bool) have shape (rows,); ``consumed`` counts the epoch's samples consumed once it is delivered.
+    (bool) have shape (rows,); ``next_consumed`` counts the epoch's samples consumed when the rank's
+    next step begins.
     """
 
     number: int
     epoch: int
-    consumed: int
+    next_consumed: int
     block: NDArray[np.uint32]
     index: NDArray[np.uint16]
     shard: NDArray[np.uint32]

@@ -38,7 +38,7 @@ def step(number: int, rows: int = 8, shard: int = 0) -> Step:
     return Step(
         number=number,
         epoch=0,
-        consumed=(number + 1) * rows,
+        next_consumed=(number + 1) * rows,
         block=block,
         index=np.zeros(rows, np.uint16),
         shard=np.full(rows, shard, np.uint32),

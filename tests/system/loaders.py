@@ -18,7 +18,7 @@ import psutil
 
 from tests.photographs import Photograph, write_shards
 
-__all__ = ["Loader", "write_photographs", "wait_until"]
+__all__ = ["Loader", "wait_until", "write_photographs"]
 
 START_SECONDS = 40.0
 STOP_SECONDS = 20.0

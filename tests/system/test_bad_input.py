@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zmq
 from PIL import Image
+
 from shardfeed import (
     ConnectError,
     DataMismatchError,
@@ -232,7 +233,9 @@ def test_a_web_server_is_told_from_a_loader() -> None:
     assert "does not speak ZeroMQ" in str(error) or "not a shardfeed server" in str(error)
 
 
-def zeromq_server(answer: Callable[[list[bytes]], list[bytes] | None], call: Callable[[str], ShardfeedError]) -> ShardfeedError:
+def zeromq_server(
+    answer: Callable[[list[bytes]], list[bytes] | None], call: Callable[[str], ShardfeedError]
+) -> ShardfeedError:
     """Run ``call`` against a ROUTER that answers messages as told."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
@@ -284,7 +287,9 @@ def test_an_unknown_stream_is_refused_with_those_there_are(server: Loader) -> No
     assert "default" in str(error)
 
 
-def test_servers_of_different_data_are_refused_together(server: Loader, photographs: Photographs, tmp_path: Path) -> None:
+def test_servers_of_different_data_are_refused_together(
+    server: Loader, photographs: Photographs, tmp_path: Path
+) -> None:
     shards = write_photographs(tmp_path, photographs[:40], count=2)
     with Loader.of(shards, *OPTIONS) as other:
         error = raised_within(6.0, lambda: first_batch([server.url, other.url]))
@@ -293,7 +298,9 @@ def test_servers_of_different_data_are_refused_together(server: Loader, photogra
     assert "40 samples" in str(error)
 
 
-def test_servers_of_different_recipes_are_refused_together_with_what_differs(server: Loader, shards: list[Path]) -> None:
+def test_servers_of_different_recipes_are_refused_together_with_what_differs(
+    server: Loader, shards: list[Path]
+) -> None:
     with Loader.of(shards, "--resize", "48x48", "--workers", "1") as other:
         error = raised_within(6.0, lambda: first_batch([server.url, other.url]))
     assert isinstance(error, RecipeMismatchError)

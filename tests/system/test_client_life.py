@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
 from shardfeed import ConfigError, RemoteDataset
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
-from torch.utils.data import DataLoader
 
 SAMPLES = 256
 OPTIONS = ("--resize", "32x32", "--workers", "1")
@@ -60,9 +61,9 @@ def keys(dataset: RemoteDataset) -> list[str]:
 
 def test_a_loop_left_early_leaves_no_thread_and_begins_the_epoch_again(server: Loader) -> None:
     dataset = RemoteDataset(server.url, batch_size=16, info=True)
-    for *_, first in dataset:
-        break
-    del _
+    batches = iter(dataset)
+    *_, first = next(batches)
+    del batches, _
     gc.collect()
     wait_until(lambda: not network_threads(), what="the end of the network thread")
     assert dataset.epoch == 0
@@ -176,7 +177,7 @@ def test_a_private_server_ends_with_its_client(config: Path) -> None:
     with RemoteDataset(f"local:{config}", stream="train", batch_size=16) as dataset:
         batches = iter(dataset)
         next(batches)
-        (private,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
+        (private,) = [child for child in psutil.Process().children() if "--end-with" in child.cmdline()]
         family = [private, *private.children(recursive=True)]
         assert len(family) > 1
     wait_until(lambda: not any(process.is_running() for process in family), what="the end of the private server")
@@ -230,20 +231,27 @@ def test_ctrl_c_reaches_a_trainer_that_waits(shards: list[Path]) -> None:
     with Loader.of(shards, *OPTIONS) as server:
         program = (
             "from shardfeed import RemoteDataset\n"
-            f"with RemoteDataset('{server.url}', batch_size=16) as dataset:\n"
+            f"with RemoteDataset('{server.url}', batch_size=16, prefetch_bytes=1) as dataset:\n"
             "    batches = iter(dataset)\n"
             "    next(batches)\n"
             "    print('ready', flush=True)\n"
-            "    input()\n"
-            "    for _ in batches: pass\n"
-            "    for _ in dataset: pass\n"
+            "    for _ in batches: input()\n"
         )
         trainer = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "ready\n"
         server.kill()
+        assert trainer.stdin is not None
+        trainer.stdin.write("\n" * 100)
+        trainer.stdin.flush()
+        assert trainer.stderr is not None
+        assert "lost a server" in trainer.stderr.readline()
         trainer.send_signal(signal.SIGINT)
         _, errors = trainer.communicate(timeout=20)
         assert trainer.returncode != 0

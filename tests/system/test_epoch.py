@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from shardfeed import BatchInfo, RemoteDataset
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, write_photographs

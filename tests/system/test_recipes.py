@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from shardfeed import RemoteDataset
 from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, write_photographs

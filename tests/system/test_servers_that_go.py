@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from shardfeed import RemoteDataset, SampleError, ShardError, StarvedError
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs

@@ -16,12 +16,14 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 
+from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
 from shardfeed_wire.transport import Channel, Limits, Listener, Network
 
@@ -410,10 +412,21 @@ async def to_connect_where_nobody_listens_is_an_error(arena: Arena) -> None:
     listener = arena.listen()
     url = listener.url
     await listener.close()
-    for _ in range(3):
-        with pytest.raises(BrokenChannelError) as caught:
-            await soon(arena.network.connect(url, LIMITS))
-        assert url in str(caught.value)
+    with taken_by_nobody(url):
+        for _ in range(3):
+            with pytest.raises(BrokenChannelError) as caught:
+                await soon(arena.network.connect(url, LIMITS))
+            assert url in str(caught.value)
+
+
+@contextlib.contextmanager
+def taken_by_nobody(url: str) -> Iterator[None]:
+    """Hold a port without listening, so that no other process of the test run gets it meanwhile."""
+    with socket.socket() as holder:
+        if port := parse_endpoint(url).port:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", port))
+        yield
 
 
 async def an_endpoint_in_use_cannot_be_bound_again(arena: Arena) -> None:
