@@ -11,6 +11,7 @@ from typing import Any
 
 from shardfeed.local import LOCAL, LocalServer
 from shardfeed.peer import Framing, Greeting
+from shardfeed.servers import Endpoints
 from shardfeed.session import Session
 from shardfeed_wire.errors import ConnectError
 
@@ -24,7 +25,7 @@ class Connection:
     """Where a stream is, and the one session with its servers. A copy of it, pickled or forked, has its own session."""
 
     def __init__(
-        self, endpoints: list[str], stream: str, *, job: str, framing: Framing, connect_timeout: float
+        self, endpoints: Endpoints, stream: str, *, job: str, framing: Framing, connect_timeout: float
     ) -> None:
         """Connect to nothing yet."""
         self._endpoints, self._stream = endpoints, stream
@@ -64,13 +65,14 @@ class Connection:
 class _Open:
     """A session and the private servers that it needs."""
 
-    def __init__(self, endpoints: list[str], stream: str, greeting: Greeting, connect_timeout: float) -> None:
+    def __init__(self, endpoints: Endpoints, stream: str, greeting: Greeting, connect_timeout: float) -> None:
         self.owner = os.getpid()
         self._servers: list[LocalServer] = []
         self._finalizer: weakref.finalize[Any, Any] | None = None
         try:
-            urls = [self._start(endpoint) if endpoint.startswith(LOCAL) else endpoint for endpoint in endpoints]
-            self.session = self._connect(urls, stream, greeting, connect_timeout)
+            if not callable(endpoints):
+                endpoints = [self._start(url) if url.startswith(LOCAL) else url for url in endpoints]
+            self.session = self._connect(endpoints, stream, greeting, connect_timeout)
         except BaseException:
             self._stop_servers()
             raise
@@ -79,7 +81,7 @@ class _Open:
         self._servers.append(LocalServer(endpoint))
         return self._servers[-1].url
 
-    def _connect(self, urls: list[str], stream: str, greeting: Greeting, connect_timeout: float) -> Session:
+    def _connect(self, urls: Endpoints, stream: str, greeting: Greeting, connect_timeout: float) -> Session:
         """Connect; where private servers were started, look now and then whether one has ended instead."""
         if not self._servers:
             return Session(urls, stream, greeting, connect_timeout=connect_timeout)

@@ -60,7 +60,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     def __init__(
         self,
-        endpoints: str | Iterable[str],
+        endpoints: str | Iterable[str] | Callable[[], str | Iterable[str]],
         *,
         stream: str = "default",
         batch_size: int,
@@ -87,7 +87,9 @@ class RemoteDataset(IterableDataset[Any]):
 
         Args:
             endpoints: one URL or several, with brace lists: ``tcp://data-{0..3}:7880``, ``ipc:///path``,
-                or ``local:shardfeed.toml`` for a private server process on this machine.
+                or ``local:shardfeed.toml`` for a private server process on this machine. A name with
+                several addresses is several servers, and is looked up again every two seconds; so is a
+                callable that returns the endpoints there are now.
             stream: the stream's name on the servers.
             batch_size: rows of one batch on this rank.
             seed: of the order and of the servers' augmentation; 0 .. 2**64 - 1.
@@ -117,6 +119,8 @@ class RemoteDataset(IterableDataset[Any]):
         super().__init__()
         if drop_last and tail not in (None, "drop"):
             raise ConfigError(f"drop_last=True contradicts tail={tail!r}; pass one of them")
+        if framing not in ("multipart", "single"):
+            raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
         self._options = Options(
             batch_size=batch_size,
             seed=seed,
@@ -132,7 +136,7 @@ class RemoteDataset(IterableDataset[Any]):
             allow_recipe_change=allow_recipe_change,
         )
         self._connection = Connection(
-            expand_endpoints(endpoints),
+            endpoints if callable(endpoints) else expand_endpoints(endpoints),
             stream,
             job=job or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
             framing=framing,

@@ -1,0 +1,154 @@
+"""One pass over an epoch: events to its fetcher, and what the fetcher decides performed on the servers and the feed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from shardfeed.answers import parse_answer
+from shardfeed.delivery import BatchOptions, deliver
+from shardfeed.feed import Feed
+from shardfeed.fetch_events import (
+    Action,
+    Answered,
+    AskWhetherAlive,
+    Cancel,
+    Declined,
+    Deliver,
+    Event,
+    FetchLimits,
+    GiveUp,
+    Heard,
+    Raise,
+    Send,
+    ServerDown,
+    Tick,
+    Waiting,
+)
+from shardfeed.fetcher import Fetcher
+from shardfeed.manifest_cache import ClientManifest
+from shardfeed.routing import Piece, Step
+from shardfeed.servers import Servers
+from shardfeed_wire import messages
+from shardfeed_wire.errors import ShardfeedError
+from shardfeed_wire.messages import Batch, Get, Ping, Refused
+
+__all__ = ["Fetching"]
+
+log = logging.getLogger("shardfeed")
+
+
+class Fetching:
+    """A pass under way. Its methods are called in the event loop."""
+
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        limits: FetchLimits,
+        options: BatchOptions,
+        *,
+        feed: Feed,
+        servers: Servers,
+        manifest: ClientManifest,
+        first_request: int,
+    ) -> None:
+        """Ask the servers that are up for the first steps. Requests are numbered from ``first_request``."""
+        self.feed = feed
+        self._options, self._servers, self._manifest = options, servers, manifest
+        self._asked: dict[int, tuple[str, Piece]] = {}
+        self._over = False
+        now = time.monotonic()
+        self._fetcher = Fetcher(steps, limits, describe=self._describe, now=now, first_request=first_request)
+        for server in servers.up:
+            self.happened(server)
+        self.happened(Tick())
+
+    @property
+    def next_request(self) -> int:
+        """The first request number that this pass has not used."""
+        return self._fetcher.next_request
+
+    def counters(self) -> dict[str, int]:
+        """Return what the pass did beyond the plain way; see `fetch_events.Counters`."""
+        counted = self._fetcher.counters
+        return {name: getattr(counted, name) for name in counted.__slots__}
+
+    def happened(self, event: Event) -> None:
+        """Tell the fetcher, and do what it says."""
+        if isinstance(event, ServerDown):
+            self._asked = {number: asked for number, asked in self._asked.items() if asked[0] != event.server}
+        try:
+            for action in self._fetcher.handle(event, time.monotonic()):
+                self._perform(action)
+        except ShardfeedError as error:  # while rows were made into a batch
+            self.end(error)
+        if self._fetcher.done:
+            self.feed.end()
+
+    def answered(self, url: str, batch: Batch, tensors: list[NDArray[Any]]) -> None:
+        """Take an answer; one that nobody waits for any more only shows that the server lives."""
+        if batch.request not in self._asked:
+            self.happened(Heard(url))
+            return
+        _, piece = self._asked.pop(batch.request)
+        answer = parse_answer(batch, tensors, rows=piece.rows, keys=self._options.keys)
+        self.happened(Answered(url, batch.request, answer, sum(tensor.nbytes for tensor in tensors)))
+
+    def declined(self, url: str, refused: Refused) -> None:
+        """Take a refusal."""
+        self._asked.pop(refused.request, None)
+        self.happened(Declined(url, refused.request, refused.reason, refused.message))
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the pass, for ``error`` or because the trainer wants no more. Idempotent."""
+        self.feed.end(error)
+        if not self._over:
+            self._over = True
+            for action in self._fetcher.abandon():
+                self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Send(url, request, piece):
+                self._send(url, request, piece)
+            case Cancel(url, request):
+                self._asked.pop(request, None)
+                self._servers.send(url, messages.Cancel(requests=(request,)))
+            case Deliver(step, pieces):
+                self.feed.put(deliver(step, pieces, self._options))
+            case AskWhetherAlive(url):
+                self._servers.send(url, Ping(number=0))
+            case GiveUp(url, reason):
+                log.warning("gave up on a server: %s %s", url, reason)
+                self._servers.drop(url)
+            case Waiting(seconds):
+                log.warning("waiting for the next batch for %.0f s: %s", seconds, self._servers.states())
+            case Raise(error):
+                self.end(error)
+
+    def _send(self, url: str, request: int, piece: Piece) -> None:
+        self._asked[request] = url, piece
+        info = self._servers.info
+        get = Get(
+            request=request,
+            stream=info.name,
+            data=info.data,
+            recipe=info.recipe,
+            seed=self._options.seed,
+            epoch=piece.step.epoch,
+            keys=self._options.keys,
+        )
+        self._servers.send(url, get, [piece.step.block[piece.select], piece.step.index[piece.select]])
+
+    def _describe(self, piece: Piece) -> str:
+        """Name a piece's samples, as far as a client knows them."""
+        names = []
+        for row in piece.select[:8].tolist():
+            block, index = int(piece.step.block[row]), int(piece.step.index[row])
+            shard = self._manifest.shards[int(piece.step.shard[row])]
+            names.append(f"sample {self._manifest.samples_before(block) + index} of shard {shard!r}")
+        return ", ".join(names) + (f" and {piece.rows - 8} more" if piece.rows > 8 else "")

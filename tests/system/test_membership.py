@@ -1,0 +1,95 @@
+"""Servers that join and leave while an epoch runs, and servers of which each reads only some shards."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardfeed import RecipeMismatchError, RemoteDataset
+from tests.photographs import Photographs
+from tests.system.loaders import Loader, wait_until, write_photographs
+
+SAMPLES = 400
+OPTIONS = ("--resize", "32x32", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("membership"), photographs[:SAMPLES], count=4)
+
+
+@pytest.fixture(scope="module")
+def server(shards: list[Path]) -> Iterator[Loader]:
+    with Loader.of(shards, *OPTIONS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Loader) -> str:
+    with RemoteDataset(server.url, batch_size=8) as dataset:
+        assert sum(len(labels) for _, labels in dataset) == SAMPLES
+        return dataset.digest
+
+
+def test_servers_from_a_callable_join_and_leave_while_an_epoch_runs(
+    server: Loader, shards: list[Path], undisturbed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "shardfeed")
+    now = [server.url]
+    with (
+        Loader.of(shards, *OPTIONS) as other,
+        RemoteDataset(lambda: list(now), batch_size=8, prefetch_bytes=1) as dataset,
+    ):
+        batches = iter(dataset)
+        next(batches)
+        now[:] = [server.url, other.url]
+        wait_until(lambda: f"a server joins: {other.url}" in caplog.text, what="the other server's joining")
+        next(batches)
+        now[:] = [other.url]
+        wait_until(
+            lambda: f"{server.url}: it is no longer among the endpoints" in caplog.text, what="the first's leaving"
+        )
+        for _ in batches:
+            pass
+        assert dataset.digest == undisturbed
+
+
+def test_the_addresses_of_a_name_are_looked_up_again(
+    server: Loader, undisturbed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # There is no name service in a test to change, so the look-up itself answers for one made-up name.
+    caplog.set_level(logging.INFO, "shardfeed")
+    port = int(server.url.rpartition(":")[2])
+    addresses = ["127.0.0.9"]  # nobody listens there
+    really = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "loaders.test":
+            return really(host, *arguments, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with RemoteDataset(f"tcp://loaders.test:{port}", batch_size=8, connect_timeout=20) as dataset:
+        addresses.append("127.0.0.1")
+        assert sum(len(labels) for _, labels in dataset) == SAMPLES
+        assert dataset.digest == undisturbed
+
+
+def test_a_rolling_update_to_another_recipe_never_mixes_and_the_trainer_is_told(shards: list[Path]) -> None:
+    with Loader.of(shards, *OPTIONS) as old:
+        url = old.url
+        with RemoteDataset(url, batch_size=8, prefetch_bytes=1, timeout=60) as dataset:
+            batches = iter(dataset)
+            next(batches)
+            old.stop()
+            with (
+                Loader.of(shards, "--resize", "16x16", "--workers", "1", bind=[url]),
+                pytest.raises(RecipeMismatchError, match="resize=16x16"),
+            ):
+                for images, _ in batches:
+                    assert images.shape[1:3] == (32, 32)
