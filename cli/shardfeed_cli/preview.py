@@ -31,10 +31,11 @@ def preview(
     from shardfeed import RemoteDataset
     from shardfeed_cli.grid import draw_grid
     from shardfeed_cli.pictures import caption, find_pictures, to_picture
+    from shardfeed_cli.streams import only_stream
 
     dataset = RemoteDataset(
         url,
-        stream=stream or _only_stream(url, timeout),
+        stream=stream or only_stream(url, timeout),
         batch_size=count,
         seed=seed,
         rank=0,
@@ -69,25 +70,6 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"-o {output}: {output.suffix or 'no ending'} is no picture's; write for example grid.png")
     if not output.parent.is_dir():
         raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first")
-
-
-def _only_stream(url: str, timeout: float) -> str:
-    """Return the name of the server's stream where it has one only."""
-    from shardfeed.inquiry import ask_server
-    from shardfeed.local import LOCAL
-    from shardfeed_wire.endpoint import expand_endpoints
-    from shardfeed_wire.errors import NobodyAnswersError
-
-    for endpoint in expand_endpoints(url):
-        if endpoint.startswith(LOCAL):
-            continue
-        try:
-            streams = ask_server(endpoint, timeout=timeout).streams
-        except NobodyAnswersError:  # another may answer; if none does, the data set says so
-            continue
-        if len(streams) == 1:
-            return streams[0].name
-    return "default"
 
 
 def _split(batch: Any) -> tuple[dict[str, Any], BatchInfo]:

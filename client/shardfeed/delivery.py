@@ -8,6 +8,7 @@ import numpy as np
 
 from shardfeed.answers import Answer
 from shardfeed.collate import Part, assemble
+from shardfeed.digest import content_hash
 from shardfeed.feed import Delivered
 from shardfeed.routing import Piece, Step
 
@@ -22,6 +23,7 @@ class BatchOptions:
     keys: bool
     on_error: str
     pin_memory: bool
+    content: bool
 
 
 def deliver(step: Step, pieces: tuple[Piece, ...], options: BatchOptions) -> Delivered:
@@ -31,7 +33,7 @@ def deliver(step: Step, pieces: tuple[Piece, ...], options: BatchOptions) -> Del
     keyhash = np.empty((step.rows, 16), np.uint8)
     keys, shards = [""] * step.rows, [""] * step.rows
     for part in parts:
-        keyhash[part.select] = part.answer.keyhash
+        keyhash[part.select] = content_hash(part.answer) if options.content else part.answer.keyhash
         if options.keys:
             for row, key, shard in zip(part.select.tolist(), part.answer.keys, part.answer.shards, strict=True):
                 keys[row], shards[row] = key, shard

@@ -1,17 +1,22 @@
 """The digest: what was delivered, as one number that adds over ranks and over resumed runs.
 
 The sum modulo 2**128 of one 128-bit hash a row, of (epoch, position, shard and key as received).
-The server sends BLAKE2b-128 of shard and key; two 64-bit halves of it are mixed with epoch and
+The server sends BLAKE2b-128 of shard and key; where the content counts too, the client hashes that
+together with the row's bytes as they came. Two 64-bit halves of it are mixed with epoch and
 position by the finaliser of SplitMix64 (Steele, Lea, Flood 2014). It tells runs apart that differ by
 accident; it is no defence against a server that lies.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["digest_rows"]
+from shardfeed.answers import Answer
+
+__all__ = ["content_hash", "digest_rows"]
 
 _MASK = np.uint64(0xFFFFFFFF)
 
@@ -37,3 +42,23 @@ def digest_rows(epoch: int, positions: NDArray[np.int64], keyhash: NDArray[np.ui
         lower, upper = int((words & _MASK).sum()), int((words >> np.uint64(32)).sum())
         total += (lower + (upper << 32)) << shift
     return total % (1 << 128)
+
+
+def content_hash(answer: Answer) -> NDArray[np.uint8]:
+    """Return BLAKE2b-128 of each row's key hash and of its bytes in every column; uint8 of shape (rows, 16).
+
+    What a batch pads does not count, so that it depends on the row alone.
+    """
+    rows = len(answer.keyhash)
+    hashers = [blake2b(answer.keyhash[row].tobytes(), digest_size=16) for row in range(rows)]
+    for column, parts in answer.columns:
+        if column.kind == "dense":
+            for hasher, row in zip(hashers, np.ascontiguousarray(parts[0]), strict=True):
+                hasher.update(row.tobytes())
+        else:
+            values, ends = parts[0], parts[1].tolist()
+            for row, hasher in enumerate(hashers):
+                hasher.update(values[ends[row] : ends[row + 1]].tobytes())
+                if column.kind == "ragged":
+                    hasher.update(parts[2][row].tobytes())
+    return np.frombuffer(b"".join(hasher.digest() for hasher in hashers), np.uint8).reshape(rows, 16)

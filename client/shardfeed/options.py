@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias
 from shardfeed.plan import Cut, Tail
 from shardfeed_wire.errors import ConfigError
 
-__all__ = ["OnError", "Options"]
+__all__ = ["DigestOf", "OnError", "Options"]
 
 OnError: TypeAlias = Literal["raise", "mask"]
+DigestOf: TypeAlias = Literal["keys", "content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,14 @@ class Options:
     batch_transform: Callable[[Any], Any] | None
     info: bool
     allow_recipe_change: bool
+    digest: DigestOf
 
     def __post_init__(self) -> None:
         """Check."""
         if self.on_error not in ("raise", "mask"):
             raise ConfigError(f"on_error={self.on_error!r}: it is 'raise' or 'mask'")
+        if self.digest not in ("keys", "content"):
+            raise ConfigError(f"digest={self.digest!r}: it is 'keys' or 'content'")
         if self.prefetch_bytes < 1:
             raise ConfigError(f"prefetch_bytes={self.prefetch_bytes}: it must be at least 1")
         if not 0 <= self.seed < 1 << 64:
