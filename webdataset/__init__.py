@@ -29,6 +29,9 @@ __all__ = [
     "tenbin",
 ]
 
+__distribution__ = "shardfeed"
+"""Another distribution bears this package's name; by this line, unimported, ours is known."""
+
 _HOMES = {
     "ShardWriter": "writer",
     "TarWriter": "writer",

@@ -16,18 +16,19 @@ from typing import Any, TypeAlias
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardfeed_wire.endpoint import expand_braces
-from shardfeed_wire.errors import ConfigError, ShardError
+from shardfeed_wire.errors import ConfigError
 from webdataset.decode import DecoderSpec, container_decoder, default_handlers, imagehandler, make_decoder
-from webdataset.gopen import Opener, make_opener, reader
-from webdataset.keys import base_plus_ext
-from webdataset.samples import Errors, Keys, iterate_samples, report, tariterator
+from webdataset.gopen import Opener, make_opener
+from webdataset.gopen import reader as reader
+from webdataset.keys import base_plus_ext as base_plus_ext
+from webdataset.samples import Errors, Keys, broken, iterate_samples, report, tariterator
 from webdataset.tarsource import ReadsBytes
 
-__all__ = ["WebDataset", "base_plus_ext", "default_handlers", "imagehandler", "reader", "tariterator"]
+__all__ = ["WebDataset", "default_handlers", "imagehandler", "tariterator"]
 
-Extensions: TypeAlias = "str | Sequence[str | Sequence[str]]"
-Transforms: TypeAlias = "Sequence[Callable[[Any], Any] | None]"
-Associate: TypeAlias = "Callable[[str], Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]"
+Extensions: TypeAlias = str | Sequence[str | Sequence[str]]
+Transforms: TypeAlias = Sequence[Callable[[Any], Any] | None]
+Associate: TypeAlias = Callable[[str], Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 # A shuffle buffer begins to yield when it holds this many, so that training starts soon.
 _FIRST_SAMPLES = 100
@@ -42,8 +43,11 @@ class WebDataset(IterableDataset[Any]):
     Samples are dicts with ``__key__``; with ``extensions``, tuples. In the workers of a DataLoader
     each worker reads its own shards. Iterating blocks while shards are read, and closes them.
 
-    ``full_urls`` are all shards; ``subset``, an (index, total) pair, may be set to read only every
-    total-th, and then comes before the split by workers.
+    Four attributes may be looked at or set before iterating: ``full_urls``, all shards; ``urls``,
+    those that this process reads, chosen by ``shard_selection``; ``subset``, an (index, total) pair:
+    read only every total-th shard from that index on, instead of the split by workers; and
+    ``extra_meta``: True puts ``__webdataset__``, a tuple that holds the subset, into each sample
+    that is a dict.
     """
 
     def __init__(
@@ -69,16 +73,19 @@ class WebDataset(IterableDataset[Any]):
         :param urls: shards: a string whose braces are expanded, or a list.
         :param extensions: ``"png;jpg cls"``, or a list of lists: samples become tuples, of each
             group the first extension present, None where none is.
-        :param decoder: as for ``tariterator``; None or False: leave bytes.
-        :param transforms: functions applied to the fields of tuples, one a field, cycling; None
-            leaves a field.
+        :param decoder: True or an imagespec: by extension, images as that says; None or False: leave
+            bytes; a dict from extensions to functions of bytes; a function of the sample.
+        :param transforms: list of functions applied to the fields of tuples, one a field, cycling;
+            None leaves a field.
         :param pipeline: function from the iterator of samples to another, such as for batching.
         :param keys: as for ``tariterator``.
-        :param opener: function from url to stream, or a shell command with ``{url}`` in it.
+        :param opener: function from url to a binary stream, or a shell command with ``{url}`` in it
+            that writes the shard to its standard output.
         :param errors: True: raise; ``"warn"``: warn and go on with the next sample, or the next shard
-            where the shard is broken; False: go on silently.
+            where the shard cannot be opened or is broken; False: go on silently.
         :param verbose: name each shard on the standard error when it is opened.
-        :param shuffle: over 0: shuffle shards; over 1: also samples, in a buffer of that many.
+        :param shuffle: over 0: shuffle shards; over 1: also samples, in a buffer of that many. The
+            order is drawn from Python's ``random``.
         :param associate: function from a key to a dict of further fields, or a dict of such dicts.
         :param prepare_for_worker: function called before anything else in each iteration, thus in
             each worker; False: also leave out the split of shards by ``shard_selection``.
@@ -91,6 +98,7 @@ class WebDataset(IterableDataset[Any]):
             raise ConfigError("no shards were given: name at least one")
         self.urls = self.full_urls
         self.subset: tuple[int, int] | None = None
+        self.extra_meta = False
         self.extensions = None if extensions is None else _parse_extensions(extensions)
         self.decoder = make_decoder(decoder, allow_pickle=allow_pickle)
         self.transforms = list(transforms or [])
@@ -105,7 +113,13 @@ class WebDataset(IterableDataset[Any]):
         self.unpack = None if container is None else container_decoder(container, allow_pickle=allow_pickle)
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over samples."""
+        """Iterate over samples; each iteration begins anew. Blocks while shards are read.
+
+        :returns: an iterator of what the parameters make of the samples, or of what ``pipeline`` does.
+        :raises ShardError: from the iterator, with ``errors=True``: a shard cannot be opened or is broken.
+        :raises SampleError: from the iterator, with ``errors=True``: a field twice, or one that does
+            not decode; a ValueError.
+        """
         if callable(self.prepare_for_worker):
             self.prepare_for_worker()
         if self.prepare_for_worker is not False:
@@ -119,7 +133,11 @@ class WebDataset(IterableDataset[Any]):
         return iter(samples if self.pipeline is None else self.pipeline(samples))
 
     def shard_selection(self) -> None:
-        """Choose the shards to read, ``urls``: those of the ``subset`` or else of this DataLoader worker."""
+        """Contains the logic for self.subset shard selection.
+
+        Sets ``urls`` to the shards of the ``subset`` or else of this DataLoader worker, or to all; and
+        warns where there are fewer shards than parts.
+        """
         index, total = 0, 1
         if self.subset is not None:
             index, total = self.subset
@@ -145,15 +163,17 @@ class WebDataset(IterableDataset[Any]):
                 sys.stderr.write(f"reading {url}\n")
             try:
                 stream = self.opener(url)
-            except ShardError as error:
-                report(error, self.errors)
+            except ConfigError:
+                raise
+            except Exception as error:
+                report(broken(error, url, self.errors), self.errors)
                 continue
             with closing(stream):  # type: ignore[type-var]  # every stream can be closed
                 yield from iterate_samples(stream, url, self.keys, wanted, self.decoder, self.unpack, self.errors)
                 try:
                     _drain(stream)
-                except ShardError as error:
-                    report(error, self.errors)
+                except Exception as error:
+                    report(broken(error, url, self.errors), self.errors)
 
     def _finish(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Add what is associated, pick the extensions, apply the transforms."""
@@ -161,6 +181,8 @@ class WebDataset(IterableDataset[Any]):
             for sample in samples:
                 if self.associate is not None and isinstance(sample, dict):
                     sample.update(self._associated(sample["__key__"]))
+                if self.extra_meta and isinstance(sample, dict):
+                    sample["__webdataset__"] = (self.subset,)
                 result = sample
                 if self.extensions is not None and isinstance(sample, dict):
                     result = tuple(_first_present(sample, group) for group in self.extensions)

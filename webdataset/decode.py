@@ -30,10 +30,10 @@ __all__ = [
     "maybe_int",
 ]
 
-Handlers: TypeAlias = "Mapping[str, Callable[[bytes], Any]]"
-Sample: TypeAlias = "dict[str, Any]"
-Decoder: TypeAlias = "Callable[[Any], Any]"
-DecoderSpec: TypeAlias = "bool | str | Handlers | Decoder | None"
+Handlers: TypeAlias = Mapping[str, Callable[[bytes], Any]]
+Sample: TypeAlias = dict[str, Any]
+Decoder: TypeAlias = Callable[[Any], Any]
+DecoderSpec: TypeAlias = bool | str | Handlers | Decoder | None
 
 _INTEGERS = "cls cls2 class count index inx id"
 _TEXTS = "txt text transcript"

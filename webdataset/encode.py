@@ -18,10 +18,10 @@ from shardfeed_wire.tenbin import encode_buffer
 
 __all__ = ["Encoder", "EncoderSpec", "default_encoders", "encode_image", "make_encoder"]
 
-Sample: TypeAlias = "dict[str, Any]"
-Encoders: TypeAlias = "Mapping[str, Callable[[Any], bytes]]"
-Encoder: TypeAlias = "Callable[[Sample], Sample]"
-EncoderSpec: TypeAlias = "bool | Encoders | Encoder | None"
+Sample: TypeAlias = dict[str, Any]
+Encoders: TypeAlias = Mapping[str, Callable[[Any], bytes]]
+Encoder: TypeAlias = Callable[[Sample], Sample]
+EncoderSpec: TypeAlias = bool | Encoders | Encoder | None
 
 _JPEG_QUALITY = 100
 # What rounding in a float pipeline may do to 0 and 1, and no more.
@@ -172,8 +172,8 @@ def _make_encoders() -> dict[str, Callable[[Any], bytes]]:
     table: list[tuple[str, Callable[[Any], bytes]]] = [
         ("cls cls2 class count index inx id", _encode_integer),
         ("txt text transcript", _encode_text),
-        ("png", partial(encode_image, image_format="PNG")),
-        ("jpg jpeg img image", partial(encode_image, image_format="JPEG")),
+        ("png img image", partial(encode_image, image_format="PNG")),
+        ("jpg jpeg", partial(encode_image, image_format="JPEG")),
         ("pbm", partial(encode_image, image_format="PPM", mode="1")),
         ("pgm", partial(encode_image, image_format="PPM", mode="L")),
         ("ppm", partial(encode_image, image_format="PPM", mode="RGB")),

@@ -7,19 +7,19 @@ import re
 import shlex
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from shardfeed_wire.errors import ConfigError, ShardError
 from webdataset.httpstream import HttpStream
+from webdataset.objectstream import ObjectStream
 from webdataset.pipestream import PipeStream
 from webdataset.tarsource import ReadsBytes
 
 __all__ = ["Opener", "make_opener", "reader", "schemes"]
 
-Opener: TypeAlias = "Callable[[str], ReadsBytes]"
+Opener: TypeAlias = Callable[[str], ReadsBytes]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)")
 _BUFFER = 256 << 10
@@ -79,36 +79,7 @@ def _open_pipe(url: str) -> ReadsBytes:
 
 
 def _open_object(url: str) -> ReadsBytes:
-    try:
-        obstore, stores = import_module("obstore"), import_module("obstore.store")
-    except ImportError as error:
-        raise ConfigError(f"shard {url}: object stores need obstore: install it with `pip install obstore`") from error
-    parts = urlsplit(url)
-    try:
-        store = stores.from_url(f"{parts.scheme}://{parts.netloc}")
-        return _buffered(_ObjectStream(obstore.open_reader(store, parts.path.lstrip("/")), url))
-    except Exception as error:
-        raise ShardError(f"shard {url}: cannot open it: {error}", shard=url) from error
-
-
-class _ObjectStream(io.RawIOBase):
-    """An object of a store as a raw stream; the store's own exceptions are mapped."""
-
-    def __init__(self, source: Any, url: str) -> None:
-        super().__init__()
-        self._source = source
-        self._url = url
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = bytes(self._source.read(len(buffer)))
-        except Exception as error:
-            raise ShardError(f"shard {self._url}: the transfer broke: {error}", shard=self._url) from error
-        buffer[: len(data)] = data
-        return len(data)
+    return _buffered(ObjectStream(url))
 
 
 def _buffered(stream: io.RawIOBase) -> ReadsBytes:

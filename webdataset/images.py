@@ -79,9 +79,24 @@ def decode_image(data: bytes | memoryview, imagespec: str, *, max_pixels: int = 
 
 
 def imagehandler(data: bytes | memoryview, imagespec: str) -> Any:
-    """Decode image data using the given ``imagespec``; the documented name of ``decode_image``.
+    """Decode image data using the given ``imagespec``, as ``decode_image`` does with its default ``max_pixels``.
 
-    :raises SampleError, ConfigError: as ``decode_image``.
+    The ``imagespec`` says what a picture of H x W pixels becomes:
+
+    - ``l8``: numpy uint8 (H, W); ``l``: float32 (H, W)
+    - ``rgb8``: numpy uint8 (H, W, 3); ``rgb``: float32 (H, W, 3)
+    - ``rgba8``: numpy uint8 (H, W, 4); ``rgba``: float32 (H, W, 4)
+    - ``torchl8``: torch uint8 (1, H, W); ``torchl``: float32 (1, H, W)
+    - ``torchrgb8``: torch uint8 (3, H, W); ``torchrgb`` and ``torch``: float32 (3, H, W)
+    - ``torchrgba8``: torch uint8 (4, H, W); ``torchrgba``: float32 (4, H, W)
+    - ``pill``: a ``PIL.Image.Image`` of mode L; ``pil`` and ``pilrgb``: RGB; ``pilrgba``: RGBA
+
+    float32 values lie in 0..1.
+
+    :param data: a file's bytes, in any of the formats of ``decode_image``.
+    :param imagespec: one of the above, in any case.
+    :raises SampleError: the picture does not decode, or has too many pixels; a ValueError too.
+    :raises ConfigError: the imagespec is unknown, or Pillow, or torch for its specs, is not installed.
     """
     return decode_image(data, imagespec)
 

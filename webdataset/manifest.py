@@ -18,6 +18,7 @@ import numpy as np
 
 from shardfeed_wire.errors import ConfigError, TenbinError
 from shardfeed_wire.tenbin import decode_buffer, encode_list, frame_chunk
+from webdataset.remote import is_remote, join_url
 from webdataset.tarindex import DIGEST_BYTES, ShardIndex
 from webdataset.wholefile import WholeFile
 
@@ -32,7 +33,7 @@ _ARRAYS = ("manifest", "size", "mtime_ns", "digest", "samples", "blocks", "start
 U2: TypeAlias = "np.ndarray[Any, np.dtype[np.uint16]]"
 U8: TypeAlias = "np.ndarray[Any, np.dtype[np.uint64]]"
 I8: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
-Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Excluded(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class _Facts(msgspec.Struct, frozen=True):
     names: list[str]
     excluded: list[Excluded]
     fingerprint: str
+    etags: list[str] = []
 
 
 class Manifest:
@@ -62,7 +64,8 @@ class Manifest:
 
     - ``names``: S shard names, each the shard's path relative to ``root`` with ``/`` between parts;
       ``excluded``: the shards left out
-    - ``root``: the folder that the names are relative to, on the machine that made the manifest
+    - ``root``: the folder or URL that the names are relative to, for the machine that made the manifest
+    - ``etags``: the shards' ETags where they lay on a server then; else none
     - ``sizes`` i8[S] in bytes, ``mtimes`` i8[S] in ns, ``digests`` u1[S, 16]: of the shard files
     - ``shard_samples`` i8[S]: samples of each shard
     - ``starts``, ``lengths`` u8[N]: the byte range of each sample in its shard
@@ -86,6 +89,7 @@ class Manifest:
         starts: U8,
         lengths: U8,
         excluded: Sequence[Excluded] = (),
+        etags: Sequence[str] = (),
     ) -> None:
         """Put the parts together and check that their counts agree.
 
@@ -102,6 +106,7 @@ class Manifest:
         self.starts = starts
         self.lengths = lengths
         self.excluded = tuple(excluded)
+        self.etags = tuple(etags)
         self.samples = len(starts)
         self._file: Path | None = None
         self._check_counts()
@@ -137,6 +142,7 @@ class Manifest:
             starts=np.concatenate([index.starts for index in indexes]),
             lengths=np.concatenate([index.lengths for index in indexes]),
             excluded=excluded,
+            etags=[index.etag for index in indexes] if any(index.etag for index in indexes) else (),
         )
 
     @classmethod
@@ -179,6 +185,7 @@ class Manifest:
             digests=digests,
             block_sizes=block_sizes,
             excluded=facts.excluded,
+            etags=facts.etags,
             **parts,
         )
         if manifest.fingerprint != facts.fingerprint:
@@ -198,6 +205,7 @@ class Manifest:
             list(self.names),
             list(self.excluded),
             self.fingerprint,
+            list(self.etags),
         )
         arrays = [
             np.frombuffer(msgspec.json.encode(facts), dtype=np.uint8),
@@ -243,8 +251,9 @@ class Manifest:
         return self.block_shard[np.asarray(block, dtype=np.int64)], self.starts[numbers], self.lengths[numbers]
 
     def path(self, shard: int, root: str | os.PathLike[str] | None = None) -> str:
-        """Give the path of a shard by its number, under ``root`` or where it was when indexed."""
-        return str(Path(self.root if root is None else root) / self.names[shard])
+        """Give the path or URL of a shard by its number, under ``root`` or where it was when indexed."""
+        root = self.root if root is None else os.fspath(root)
+        return join_url(root, self.names[shard]) if is_remote(root) else str(Path(root) / self.names[shard])
 
     def _check_counts(self) -> None:
         shards = len(self.names)
@@ -253,6 +262,8 @@ class Manifest:
         for counted, what in ((self.sizes, "sizes"), (self.mtimes, "times"), (self.shard_samples, "counts")):
             if len(counted) != shards:
                 raise ValueError(f"it names {shards} shards and has {len(counted)} {what}")
+        if len(self.etags) not in (0, shards):
+            raise ValueError(f"it names {shards} shards and has {len(self.etags)} ETags")
         if len(set(self.names)) != shards:
             raise ValueError("it names a shard twice")
         # A name is joined to a folder, so it may not lead out of it.

@@ -8,16 +8,16 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, TypeAlias
 
-from shardfeed_wire.errors import SampleError, ShardError
+from shardfeed_wire.errors import ConfigError, SampleError, ShardError
 from webdataset.decode import Decoder, DecoderSpec, container_decoder, make_decoder
 from webdataset.keys import base_plus_ext, is_meta
 from webdataset.tarsource import BytesSource, ReadsBytes, Source, StreamSource
 from webdataset.tarwalk import read_member, walk
 
-__all__ = ["Errors", "Keys", "iterate_samples", "read_sample", "report", "tariterator"]
+__all__ = ["Errors", "Keys", "broken", "iterate_samples", "read_sample", "report", "tariterator"]
 
-Keys: TypeAlias = "Callable[[str], tuple[str | None, str | None]]"
-Errors: TypeAlias = 'bool | Literal["warn"]'
+Keys: TypeAlias = Callable[[str], tuple[str | None, str | None]]
+Errors: TypeAlias = bool | Literal["warn"]
 
 
 def tariterator(
@@ -36,7 +36,7 @@ def tariterator(
     out. The stream is read in order and not closed; gzip, bzip2 and xz are unpacked. Blocks while
     reading.
 
-    :param fileobj: a binary stream.
+    :param fileobj: a binary stream; its ``read(size)`` may return fewer bytes before the end.
     :param keys: function from a path to (key, suffix), or (None, None) to leave the file out.
     :param decoder: True: by extension, images as float32 (H, W, 3); an imagespec; False: leave
         bytes; a dict from extensions to functions of bytes; a function of the sample.
@@ -45,9 +45,10 @@ def tariterator(
         silently. Where the tar itself is broken, iteration then ends.
     :param container: ``"mp"``, ``"json"``, ``"ten"`` or ``"pyd"``: each file is a whole sample.
     :param allow_pickle: decode pickled fields and containers, which lets the shard run code here.
-    :returns: an iterator of dicts from suffixes in lower case to values, with ``__key__``; of what
-        was stored, with a container (``ten``: tuples of arrays).
-    :raises ShardError: from the iterator: the tar is broken or truncated.
+    :returns: an iterator of dicts from suffixes in lower case to values, with ``__key__``, the path
+        up to the first dot of its last component; of what was stored, with a container (``ten``:
+        tuples of arrays). A function as decoder gets such a dict of bytes and returns the sample.
+    :raises ShardError: from the iterator: the tar is broken or truncated, or reading the stream fails.
     :raises SampleError: from the iterator: a field twice, or one that does not decode; a ValueError.
     :raises ConfigError: here: decoder or container make no sense.
     """
@@ -92,24 +93,56 @@ def iterate_samples(
 
     :param decode: from ``make_decoder``; ``unpack``: from ``container_decoder``.
     """
+    for sample in _read(fileobj, shard, keys, suffixes, unpack, errors):
+        try:
+            if isinstance(sample, SampleError):
+                raise sample
+            decoded = sample if decode is None else decode(sample)
+        except ConfigError:
+            raise
+        except Exception as error:
+            report(_in_shard(error, shard), errors)
+            continue
+        yield decoded
+
+
+def _read(
+    fileobj: ReadsBytes,
+    shard: str | None,
+    keys: Keys,
+    suffixes: Collection[str] | None,
+    unpack: Callable[[bytes], Any] | None,
+    errors: Errors,
+) -> Iterator[Any]:
+    """Yield samples, undecoded, and an error in the place of each bad one; end where the shard is broken."""
     try:
         source = StreamSource(fileobj)
-        raw = _group(source, keys, suffixes) if unpack is None else _unpack_members(source, unpack)
-        for sample in raw:
-            try:
-                if isinstance(sample, SampleError):
-                    raise sample
-                decoded = sample if decode is None else decode(sample)
-            except Exception as error:
-                report(_in_shard(error, shard), errors)
-                continue
-            yield decoded
-    except ShardError as error:
-        report(_in_shard(error, shard), errors)
+        yield from _group(source, keys, suffixes) if unpack is None else _unpack_members(source, unpack)
+    except Exception as error:
+        report(broken(error, shard, errors), errors)
+
+
+def broken(error: Exception, shard: str | None, errors: Errors) -> Exception:
+    """Make of what ended the reading of a shard what is to be reported: an error that names the shard.
+
+    What is no error of reading, such as a mistake in a user's own function, is left as it is where
+    it will be raised.
+    """
+    if isinstance(error, ShardError | SampleError):
+        return _in_shard(error, shard)
+    if errors is True and not isinstance(error, OSError):
+        return error
+    where = "" if shard is None else f"shard {shard}: "
+    named = ShardError(f"{where}it cannot be read: {str(error) or type(error).__name__}", shard=shard)
+    named.__cause__ = error
+    return named
 
 
 def report(error: Exception, errors: Errors) -> None:
-    """Raise an error, warn of it, or do nothing, as ``errors`` of ``tariterator`` says."""
+    """Raise an error, warn of it, or do nothing, as ``errors`` of ``tariterator`` says.
+
+    :raises Exception: the error itself, where ``errors`` is True.
+    """
     if errors is True:
         raise error
     if errors == "warn":

@@ -1,10 +1,11 @@
-"""Samples' bytes by manifest, from shards that are still the ones that were indexed."""
+"""Samples' bytes by manifest, from shards that are still the ones that were indexed, near or far."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import TypeAlias
 
 from shardfeed_wire.errors import ShardError
 from webdataset.manifest import Manifest
-from webdataset.tarindex import index_shard
+from webdataset.remote import RemoteIdentity, is_remote, open_ranges, public_url
+from webdataset.remoteblocks import PATIENCE, RemoteBlocks
+from webdataset.remoteindex import identify_remote_shard
+from webdataset.tarindex import index_shard, same_samples
 
 __all__ = ["Identity", "ShardReader", "identify_shard"]
 
-Identity: TypeAlias = "tuple[int, int, int, int]"
+Identity: TypeAlias = tuple[int, int, int, int]
 """Device, inode, size in bytes, modification time in ns."""
 
 _LOOKS_AT_A_TIME = 32
@@ -27,7 +31,7 @@ _AGAIN = "make the manifest again with `shardfeed index`"
 class _Shard:
     name: str
     path: str
-    identity: Identity | None
+    identity: Identity | RemoteIdentity | None
     reason: str
 
 
@@ -45,28 +49,47 @@ class ShardReader:
         *,
         partial: bool = False,
         max_open: int = 128,
+        urls: Mapping[str, str] | None = None,
     ) -> None:
         """Look at every shard and compare it with the manifest. Blocks.
 
         A shard of another size has changed. One of the same size and another modification time is
-        scanned again, and accepted where its headers are the same, as after a copy.
+        scanned again, and accepted where its headers are the same, as after a copy; a far one, at
+        some samples only. Far shards are read in whole blocks, through a cache.
 
-        :param root: the folder that the shards' names are relative to; default: the manifest's.
+        :param root: the folder or URL that the shards' names are relative to; default: the manifest's.
         :param partial: go on when shards are missing or changed; ``readable`` says which are not.
         :param max_open: descriptors kept open.
+        :param urls: what to ask for, by the names of far shards, where it is more than root and name
+            (a signature); it appears in no message.
         :raises ShardError: shards are missing or changed since (unless ``partial``); all are named.
+        :raises ConfigError: shards of this kind need an extra.
         """
         self._max_open = max_open
         self._open: OrderedDict[int, int] = OrderedDict()
-        # On a network's file system each look takes a while.
-        with ThreadPoolExecutor(min(_LOOKS_AT_A_TIME, len(manifest.names))) as pool:
-            look = functools.partial(_look_at, manifest, root)
-            self._shards: list[_Shard] = list(pool.map(look, range(len(manifest.names))))
+        self._far: RemoteBlocks | None = None
+        count = len(manifest.names)
+        places = [manifest.path(number, root) for number in range(count)]
+        if is_remote(places[0]):
+            places = [(urls or {}).get(name, place) for name, place in zip(manifest.names, places, strict=True)]
+            self._shards = _look_from_afar(manifest, places)
+        else:
+            # On a network's file system each look takes a while.
+            with ThreadPoolExecutor(min(_LOOKS_AT_A_TIME, count)) as pool:
+                self._shards = list(pool.map(functools.partial(_look_at, manifest), places, range(count)))
         bad = [shard for shard in self._shards if shard.identity is None]
         if bad and (not partial or len(bad) == len(self._shards)):
             shown = "\n  ".join(shard.reason for shard in bad[:50])
             message = bad[0].reason if len(bad) == 1 else f"{len(bad)} of {len(self._shards)} shards:\n  {shown}"
             raise ShardError(message, shard=bad[0].name if len(bad) == 1 else None)
+        if is_remote(places[0]):
+            seen = [shard.identity if isinstance(shard.identity, RemoteIdentity) else None for shard in self._shards]
+            self._far = RemoteBlocks(manifest, places, seen)
+
+    @property
+    def far(self) -> RemoteBlocks | None:
+        """What reads far shards, with the cache and the traffic; None where the shards are files."""
+        return self._far
 
     @property
     def readable(self) -> list[bool]:
@@ -76,15 +99,24 @@ class ShardReader:
     def check(self, number: int) -> None:
         """Make sure that a shard's path still leads to the file seen at the start. Blocks for one stat.
 
+        Of a far shard nothing is asked: whatever is fetched of it is compared with what was seen.
+
         :raises ShardError: it is another file, or the file has changed, or was never readable.
         """
         shard = self._readable_shard(number)
+        if self._far is not None:
+            return
         try:
             identity = _identity(os.stat(shard.path))  # noqa: PTH116 - once a request and shard
         except OSError as error:
             raise _fault(shard.name, f"{shard.path} is gone: {error.strerror}; {_AGAIN}") from error
         if identity != shard.identity:
             raise _fault(shard.name, f"{shard.path} changed since it was opened; {_AGAIN}")
+
+    def expect(self, samples: Iterable[int]) -> None:
+        """Say which samples, by number, are read next, in order: far ones are fetched ahead. Does not block."""
+        if self._far is not None:
+            self._far.expect(samples)
 
     def read(self, number: int, start: int, length: int) -> bytes:
         """Read ``length`` bytes of a shard from offset ``start``. Blocks.
@@ -95,9 +127,11 @@ class ShardReader:
             or reading fails.
         """
         shard = self._readable_shard(number)
-        size = shard.identity[2] if shard.identity else 0
+        size = _size(shard)
         if start < 0 or length < 0 or start + length > size:
             raise _fault(shard.name, f"it has {size} bytes, none at {start} to {start + length}; {_AGAIN}")
+        if self._far is not None:
+            return self._far.read(number, start, length)
         try:
             fd = self._descriptor(number, shard)
             data = os.pread(fd, length, start)
@@ -106,7 +140,9 @@ class ShardReader:
             raise _fault(shard.name, f"cannot read {shard.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close all descriptors; the reader can be used again and opens them anew."""
+        """Close all descriptors; the reader of files can be used again and opens them anew."""
+        if self._far is not None:
+            self._far.close()
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -117,7 +153,7 @@ class ShardReader:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_max_open": self._max_open, "_shards": self._shards, "_open": OrderedDict()}
+        return {"_max_open": self._max_open, "_shards": self._shards, "_open": OrderedDict(), "_far": self._far}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -159,17 +195,46 @@ def identify_shard(manifest: Manifest, number: int, path: str) -> Identity:
     size = manifest.sizes[number]
     if identity[2] != size:
         raise _fault(name, f"changed since it was indexed: {path} has {identity[2]} bytes, not {size}; {_AGAIN}")
-    if identity[3] != manifest.mtimes[number] and index_shard(path, name).digest != manifest.digests[number].tobytes():
+    if identity[3] != manifest.mtimes[number] and not same_samples(
+        index_shard(path, name), manifest.digests[number].tobytes()
+    ):
         raise _fault(name, f"changed since it was indexed: {path} holds other samples; {_AGAIN}")
     return identity
 
 
-def _look_at(manifest: Manifest, root: str | os.PathLike[str] | None, number: int) -> _Shard:
-    path = manifest.path(number, root)
+def _look_at(manifest: Manifest, path: str, number: int) -> _Shard:
     try:
         return _Shard(manifest.names[number], path, identify_shard(manifest, number, path), "")
     except ShardError as error:
         return _Shard(manifest.names[number], path, None, str(error))
+
+
+def _look_from_afar(manifest: Manifest, urls: list[str]) -> list[_Shard]:
+    ranges = open_ranges(urls[0], _LOOKS_AT_A_TIME)
+
+    def look(number: int) -> _Shard:
+        name, url = manifest.names[number], urls[number]
+        try:
+            identity = identify_remote_shard(manifest, number, ranges, url, patience=PATIENCE)
+            return _Shard(name, public_url(url), identity, "")
+        except ShardError as error:
+            return _Shard(name, public_url(url), None, str(error))
+
+    try:
+        with ThreadPoolExecutor(min(_LOOKS_AT_A_TIME, len(urls))) as pool:
+            return list(pool.map(look, range(len(urls))))
+    finally:
+        ranges.close()
+
+
+def _size(shard: _Shard) -> int:
+    match shard.identity:
+        case RemoteIdentity(size=size):
+            return size
+        case (_, _, size, _):
+            return size
+        case _:
+            return 0
 
 
 def _identity(status: os.stat_result) -> Identity:

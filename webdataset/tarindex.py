@@ -12,10 +12,10 @@ import numpy as np
 from shardfeed_wire.errors import ShardError
 from webdataset.keys import base_plus_ext, is_meta
 from webdataset.tarheader import what_it_is_instead
-from webdataset.tarsource import FileSource
+from webdataset.tarsource import FileSource, Source
 from webdataset.tarwalk import walk
 
-__all__ = ["DIGEST_BYTES", "ShardIndex", "index_shard"]
+__all__ = ["DIGEST_BYTES", "ShardIndex", "index_shard", "index_source", "layout_digest", "same_samples"]
 
 DIGEST_BYTES = 16
 
@@ -26,7 +26,7 @@ class ShardIndex:
 
     ``size`` in bytes and ``mtime_ns`` are the file's, ``digest`` sums up all its headers;
     ``starts`` and ``lengths`` are u8[samples]: bytes from the first header of a sample to the end
-    of the padding of its last member.
+    of the padding of its last member. ``etag`` is a far shard's.
     """
 
     size: int
@@ -34,6 +34,7 @@ class ShardIndex:
     digest: bytes
     starts: np.ndarray[Any, np.dtype[np.uint64]]
     lengths: np.ndarray[Any, np.dtype[np.uint64]]
+    etag: str = ""
 
 
 def index_shard(path: str, name: str | None = None) -> ShardIndex:
@@ -59,13 +60,16 @@ def index_shard(path: str, name: str | None = None) -> ShardIndex:
         os.close(fd)
 
 
-def _index_descriptor(fd: int) -> ShardIndex:
-    before = os.fstat(fd)
+def index_source(source: Source, size: int, mtime_ns: int, etag: str = "") -> ShardIndex:
+    """Scan the headers of a tar, wherever it lies, and number its samples. Blocks while reading.
+
+    :raises ShardError: empty, truncated, not a tar, or without samples; no shard is named.
+    """
     hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
     starts: list[int] = []
     ends: list[int] = []
     current: str | None = None
-    for name, start, _, _, end, _ in walk(FileSource(fd, before.st_size), hasher=hasher):
+    for name, start, _, _, end, _ in walk(source, hasher=hasher):
         key, _ = base_plus_ext(name)
         if key is None or (name[:2] == "__" and is_meta(name)):
             continue
@@ -75,15 +79,36 @@ def _index_descriptor(fd: int) -> ShardIndex:
             starts.append(start)
             ends.append(end)
             current = key
-    after = os.fstat(fd)
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise ShardError("it changed while it was read: wait until it is written, then index again")
     if not starts:
         raise ShardError("it holds no samples: no file in it has a name like KEY.EXTENSION")
     first = np.array(starts, dtype=np.uint64)
-    return ShardIndex(
-        before.st_size, before.st_mtime_ns, hasher.digest(), first, np.array(ends, dtype=np.uint64) - first
+    return ShardIndex(size, mtime_ns, hasher.digest(), first, np.array(ends, dtype=np.uint64) - first, etag)
+
+
+def layout_digest(offsets: np.ndarray[Any, np.dtype[np.uint64]], size: int) -> bytes:
+    """Sum up where samples start, or where they end: what is known of a shard that was not scanned."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"shardfeed layout")
+    hasher.update(size.to_bytes(8, "little"))
+    hasher.update(np.ascontiguousarray(offsets, dtype="<u8").data)
+    return hasher.digest()
+
+
+def same_samples(index: ShardIndex, digest: bytes) -> bool:
+    """Say whether a shard that was scanned is the one that a manifest's digest is of, however that was made."""
+    return digest in (
+        index.digest,
+        layout_digest(index.starts, index.size),
+        layout_digest(index.starts + index.lengths, index.size),
     )
+
+
+def _index_descriptor(fd: int) -> ShardIndex:
+    before = os.fstat(fd)
+    index = index_source(FileSource(fd, before.st_size), before.st_size, before.st_mtime_ns)
+    after = os.fstat(fd)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ShardError("it changed while it was read: wait until it is written, then index again")
+    return index
 
 
 def _what_to_do(fd: int) -> str:

@@ -96,7 +96,8 @@ def save(fname: str | os.PathLike[str], *args: Any, infos: Sequence[str] | None 
     """Save arrays to a file, with magics, length, and padding. Blocks. The file appears when it is whole.
 
     :param fname: ends with ``.ten``, unless ``nocheck``.
-    :raises ConfigError: it does not.
+    :param args: arrays or tensors, and ``infos``: their names, as ``encode_list`` takes them.
+    :raises ConfigError: the name does not end with ``.ten``.
     :raises TenbinError: an array cannot be encoded.
     :raises OSError: the file cannot be written.
     """
@@ -126,26 +127,41 @@ def load(fname: str | os.PathLike[str], infos: Infos = False, nocheck: bool = Fa
 
 
 def zsend_single(socket: Any, l: Iterable[Any], infos: Sequence[str] | None = None) -> Any:  # noqa: E741 - documented
-    """Send arrays as a single part ZMQ message: the buffer of ``encode_buffer``. Blocks as the socket does."""
+    """Send arrays as a single part ZMQ message: the buffer of ``encode_buffer``. Blocks as the socket does.
+
+    :param l: arrays or tensors, and ``infos``: their names, as ``encode_list`` takes them.
+    :raises TenbinError: one cannot be encoded.
+    """
     return socket.send(encode_buffer(l, infos))
 
 
 def zrecv_single(socket: Any, infos: Infos = False) -> Any:
-    """Receive arrays as a single part ZMQ message; read-only views of it. Blocks as the socket does.
+    """Receive arrays as a single part ZMQ message. Blocks as the socket does.
 
+    :param infos: False, True or names to check against; see ``decode_list``.
+    :returns: little-endian arrays, read-only views of the message; with ``infos=True``, they and their names.
     :raises TenbinError: the message is not tenbin, or has other names than ``infos``.
     """
     return decode_buffer(socket.recv(), infos)
 
 
 def zsend_multipart(socket: Any, l: Iterable[Any], infos: Sequence[str] | None = None) -> Any:  # noqa: E741 - documented
-    """Send arrays as a multipart ZMQ message: the chunks of ``encode_list``. Blocks as the socket does."""
-    return socket.send_multipart(encode_list(l, infos))
+    """Send arrays as a multipart ZMQ message: the chunks of ``encode_list``, a part each. Blocks as the socket does.
+
+    :param l: at least one array or tensor, and ``infos``: their names, as ``encode_list`` takes them.
+    :raises TenbinError: one cannot be encoded, or there is none: ZeroMQ has no message of no parts.
+    """
+    chunks = encode_list(l, infos)
+    if not chunks:
+        raise TenbinError("a multipart ZMQ message needs at least one array: send an empty one, or zsend_single")
+    return socket.send_multipart(chunks)
 
 
 def zrecv_multipart(socket: Any, infos: Infos = False) -> Any:
-    """Receive arrays as a multipart ZMQ message; read-only views of it. Blocks as the socket does.
+    """Receive arrays as a multipart ZMQ message. Blocks as the socket does.
 
+    :param infos: False, True or names to check against; see ``decode_list``.
+    :returns: little-endian arrays, read-only views of the parts; with ``infos=True``, they and their names.
     :raises TenbinError: the message is not tenbin, or has other names than ``infos``.
     """
     return decode_list(socket.recv_multipart(), infos)
@@ -159,6 +175,8 @@ def sctp_send(socket: Any, dest: tuple[str, int], l: Iterable[Any], infos: Seque
 
     :param socket: of pysctp, one-to-one or one-to-many.
     :param dest: host and port.
+    :param l: arrays or tensors, and ``infos``: their names, as ``encode_list`` takes them.
+    :raises TenbinError: one cannot be encoded.
     :raises ConfigError: the message is larger than the socket's send buffer; how to raise that is said.
     """
     message = encode_buffer(l, infos)
@@ -181,7 +199,9 @@ def sctp_recv(socket: Any, infos: Infos = False, maxsize: int = 100000000) -> An
 
     :param socket: of pysctp. One-to-one and listening: a connection is accepted, and closed again;
         one-to-many, or connected: the next message is taken.
+    :param infos: False, True or names to check against; see ``decode_list``.
     :param maxsize: bytes that a message may have.
+    :returns: little-endian arrays, writable; with ``infos=True``, they and their names.
     :raises TenbinError: the message is not tenbin, larger, ends early, or has other names than ``infos``.
     """
     is_stream = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_TYPE) == sockets.SOCK_STREAM

@@ -19,7 +19,7 @@ __all__ = ["index"]
 def index(
     shards: Annotated[
         list[str],
-        typer.Argument(help="Shards: paths, braces expand; with --unpack also URLs and 'pipe:COMMAND'."),
+        typer.Argument(help="Shards: paths or URLs, braces expand; with --unpack also 'pipe:COMMAND'."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write, such as train.manifest.")],
     exclude_bad: Annotated[
@@ -28,11 +28,15 @@ def index(
     block_bytes: Annotated[
         int | None, typer.Option(help="Bytes of shard that are shuffled as one.  [default: 4194304]")
     ] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Read every header, even of shards that have a tar index (.idx) beside them.")
+    ] = False,
     unpack: Annotated[
         Path | None, typer.Option(help="First write every shard to this folder as a plain tar, and index those.")
     ] = None,
 ) -> None:
     """Scan shards and write their manifest, so that servers start at once and agree on the data set."""
+    import shardfeed_server  # noqa: F401 - says so where another package bears the name webdataset
     from shardfeed_cli.progress import Meter
     from shardfeed_cli.unpack import unpack_shards
     from shardfeed_wire.endpoint import expand_braces
@@ -43,6 +47,7 @@ def index(
     if not output.parent.is_dir():
         raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first")
     failures: dict[str, str] = {}
+    by_tar_index: list[str] = []
     with Meter("shards") as meter:
         if unpack is not None:
             unpacked = unpack_shards(paths, unpack, lambda done, total: meter.show("unpacking", done, total))
@@ -53,12 +58,15 @@ def index(
             block_bytes=BLOCK_BYTES if block_bytes is None else block_bytes,
             exclude_bad=exclude_bad,
             progress=lambda done, total: meter.show("indexing", done, total),
+            on_tar_index=None if scan else by_tar_index.append,
         )
     try:
         manifest.save(output)
     except OSError as error:
         raise ConfigError(f"-o {output} cannot be written: {error.strerror or error}; name another file") from error
     _report(manifest, failures, output)
+    if by_tar_index:
+        print(f"tar indexes (.idx) taken for {len(by_tar_index):,} shards: scanned, they have another fingerprint")
 
 
 def _report(manifest: Manifest, failures: dict[str, str], output: Path) -> None:

@@ -63,6 +63,7 @@ def pack(
 def _write(
     items: list[Item], pattern: str, seed: int, maxcount: int, maxsize: float, manifest: Path | None
 ) -> list[str]:
+    import shardfeed_server  # noqa: F401 - says so where another package bears the name webdataset
     from shardfeed_cli.progress import Meter
     from shardfeed_wire.philox import Purpose, permutation, philox
     from webdataset.writer import ShardWriter

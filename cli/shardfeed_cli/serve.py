@@ -21,7 +21,8 @@ __all__ = ["serve"]
 
 def serve(
     shards: Annotated[
-        list[str] | None, typer.Argument(help="Shards: paths, braces expand: 'data/train-{000000..000007}.tar'.")
+        list[str] | None,
+        typer.Argument(help="Shards: paths or URLs, braces expand: 'data/train-{000000..000007}.tar'."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Serve what a TOML file says, instead of SHARDS.")] = None,
     stream: Annotated[str, typer.Option(help="The stream's name.")] = "default",
@@ -34,7 +35,9 @@ def serve(
         list[str] | None, typer.Option(help="A built-in transform, such as 'center_crop=224' or 'flip'; repeatable.")
     ] = None,
     transform: Annotated[str | None, typer.Option(help="A Python transform, MODULE:NAME.")] = None,
-    manifest: Annotated[str | None, typer.Option(help="The manifest made by `shardfeed index`.")] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="The manifest made by `shardfeed index`: a path or a URL.")
+    ] = None,
     exclude_bad: Annotated[bool, typer.Option("--exclude-bad", help="Leave bad shards out.")] = False,
     max_pixels: Annotated[int | None, typer.Option(help="A larger picture is bad, and never decoded.")] = None,
     block_bytes: Annotated[int | None, typer.Option(help="Bytes of shard that are shuffled as one.")] = None,
@@ -53,6 +56,10 @@ def serve(
     sample_timeout: Annotated[
         float | None, typer.Option(help="Seconds at one sample after which a worker is replaced.")
     ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of far shards' blocks that are kept.  [default: 2147483648]")
+    ] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="Folder to keep them in.  [default: in memory]")] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart when the configuration or code in the code folder changes.")
     ] = False,
@@ -85,6 +92,8 @@ def serve(
         "send_bytes": send_bytes,
         "queue_requests": queue_requests,
         "sample_timeout": sample_timeout,
+        "cache_bytes": cache_bytes,
+        "cache_dir": cache_dir,
     }
     _check_usage(shards or [], config, _given(of_stream) | ({} if stream == "default" else {"stream": stream}))
     if reload and end_with is not None:

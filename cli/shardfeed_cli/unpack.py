@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import http.client
 import io
 import lzma
 import os
 import shutil
 import subprocess
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,13 +20,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shardfeed_wire.errors import ConfigError, ShardError
+from webdataset.gopen import reader
+from webdataset.remote import is_remote, public_url
 from webdataset.tarheader import what_it_is_instead
 from webdataset.wholefile import WholeFile
 
 __all__ = ["Unpacked", "unpack_shards"]
 
 _PIPE = "pipe:"
-_URL_SECONDS = 60.0
 _PIECE = 1 << 20
 _ENDINGS = {".tgz": ".tar", ".tbz2": ".tar", ".txz": ".tar", ".gz": "", ".bz2": "", ".xz": "", ".zst": ""}
 
@@ -51,7 +50,7 @@ class Unpacked:
 def unpack_shards(shards: Sequence[str], folder: Path, progress: Callable[[int, int], None]) -> Unpacked:
     """Write each shard to ``folder`` as a plain tar, several at once, in place of a file that has its name there.
 
-    Shards are paths, ``http://`` and ``https://`` URLs, or ``pipe:`` and a shell command; gzip, bzip2,
+    Shards are paths, URLs of HTTP servers and object stores, or ``pipe:`` and a shell command; gzip, bzip2,
     xz and zstd are undone. Blocks until all are done; ``progress`` gets how many are, and all. Raises
     ConfigError where two shards would get one name, or the folder cannot be made.
     """
@@ -73,7 +72,7 @@ def unpack_shards(shards: Sequence[str], folder: Path, progress: Callable[[int, 
                 failures[pending[future]] = reason
             progress(done, len(shards))
     paths = [str(target) for number, target in enumerate(targets) if number not in failures]
-    return Unpacked(paths, {shards[number]: failures[number] for number in sorted(failures)})
+    return Unpacked(paths, {public_url(shards[number]): failures[number] for number in sorted(failures)})
 
 
 def _names(shards: Sequence[str]) -> list[str]:
@@ -108,10 +107,11 @@ def _unpack(shard: str, target: Path) -> str | None:
     try:
         with WholeFile(target) as file, _opened(shard) as stream:
             shutil.copyfileobj(_decompressed(stream), file.stream, _PIECE)
-    except OSError as error:  # urllib's errors are, too
+    except OSError as error:
         return str(error.strerror or error)
-    except (EOFError, zlib.error, lzma.LZMAError, http.client.HTTPException, ShardError) as error:
-        return str(error) or type(error).__name__
+    except (EOFError, zlib.error, lzma.LZMAError, ConfigError, ShardError) as error:
+        # A stream names its URL, signature and all, and whoever reports this names the shard.
+        return str(error).removeprefix(f"shard {shard}: ").replace(shard, public_url(shard)) or type(error).__name__
     return None
 
 
@@ -123,9 +123,10 @@ def _opened(shard: str) -> Iterator[io.BufferedReader]:
             yield process.stdout
             if process.wait():
                 raise ShardError(f"its command ended with status {process.returncode}")
-    elif shard.startswith(("http://", "https://")):
-        with urllib.request.urlopen(shard, timeout=_URL_SECONDS) as response:
-            yield io.BufferedReader(response, _PIECE)
+    elif is_remote(shard):
+        stream: Any = reader(shard)
+        with stream:
+            yield stream
     elif "://" in shard:
         scheme = shard.partition("://")[0]
         raise ShardError(f"{scheme}:// is not read here; give it as 'pipe:COMMAND' with a command that prints it")

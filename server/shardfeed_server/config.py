@@ -18,6 +18,7 @@ from shardfeed_wire.endpoint import expand_braces, parse_endpoint
 from shardfeed_wire.errors import ConfigError
 from webdataset.images import MAX_PIXELS
 from webdataset.manifest import BLOCK_BYTES
+from webdataset.remoteblocks import CACHE_BYTES
 
 __all__ = [
     "Collate",
@@ -82,7 +83,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``name`` is the server's stable name, None for one made of host and port. ``code_dir`` is where
     Python transforms are imported from. ``send_bytes`` bounds answers that are finished and not yet
     sent, over all clients; ``queue_requests`` the requests that wait. After ``sample_timeout``
-    seconds at one sample a worker is replaced. Raises ConfigError for an address that needs
+    seconds at one sample a worker is replaced. ``cache_bytes`` bounds the blocks of far shards that are
+    kept, in memory or, where given, in the folder ``cache_dir``. Raises ConfigError for an address that needs
     ``insecure``, no stream, or a bound that is not positive.
     """
 
@@ -95,6 +97,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     send_bytes: int = 1 << 30
     queue_requests: int = 1024
     sample_timeout: float = 60.0
+    cache_bytes: int = CACHE_BYTES
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -111,6 +115,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             _at_least_one("workers", self.workers)
         _at_least_one("send_bytes", self.send_bytes)
         _at_least_one("queue_requests", self.queue_requests)
+        _at_least_one("cache_bytes", self.cache_bytes)
         if not self.sample_timeout > 0:
             raise ConfigError(f"sample_timeout is {self.sample_timeout}; it is seconds and must be above 0")
 
@@ -120,7 +125,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
 
     ``overrides`` are keys of the file's top level that count instead of what the file says; their
     paths are relative to the current folder. Relative paths in the file (shards, manifest, code_dir,
-    label maps) are relative to the file's folder and come back joined to it. Blocks on the file.
+    cache_dir, label maps) are relative to the file's folder and come back joined to it. Blocks on the file.
     Raises ConfigError, naming file, place, key and what to write.
     """
     file = Path(path)
@@ -133,8 +138,9 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}; correct that line") from error
     folder = file.parent
-    if isinstance(code_dir := table.get("code_dir"), str):
-        table["code_dir"] = _joined(folder, code_dir)
+    for key in ("code_dir", "cache_dir"):
+        if isinstance(place := table.get(key), str):
+            table[key] = _joined(folder, place)
     table.update(overrides or {})
     readers = {"streams": lambda value, place: _read_streams(value, place, folder), "bind": _read_bind}
     return read_table(ServerConfig, table, Place(str(file)), readers)

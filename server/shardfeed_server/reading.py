@@ -37,6 +37,8 @@ class SampleReader:
     def locate(self, block: NDArray[Any], index: NDArray[Any]) -> list[Located]:
         """Find samples, and check of each of their shards that it is still the one in the manifest. Blocks briefly.
 
+        They are to be read next, in order: those of far shards begin to come.
+
         Raises BadRequestError where there are none or one does not exist, ShardError for a shard that changed.
         """
         if block.ndim != 1 or block.shape != index.shape or not block.size:
@@ -48,6 +50,7 @@ class SampleReader:
             raise BadRequestError(str(error)) from error
         for shard in np.unique(shards).tolist():
             self._reader.check(shard)
+        self._reader.expect(numbers.tolist())
         names = self._manifest.names
         columns = (shards.tolist(), starts.tolist(), lengths.tolist(), numbers.tolist())
         return [Located(shard, names[shard], *rest) for shard, *rest in zip(*columns, strict=True)]

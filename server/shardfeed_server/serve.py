@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +26,12 @@ from shardfeed_wire.messages import StreamInfo
 from shardfeed_wire.transport import Listener, Network
 from webdataset.indexing import cached_manifest, root_of
 from webdataset.manifest import Manifest
+from webdataset.remote import is_remote, public_url
+from webdataset.remoteblocks import PATIENCE
+from webdataset.remotemanifest import load_manifest
 from webdataset.shards import ShardReader
 
-__all__ = ["Observer", "Serving", "count_cores", "open_manifest", "serve"]
+__all__ = ["Observer", "Serving", "count_cores", "open_manifest", "serve", "share_cache"]
 
 log = logging.getLogger("shardfeed.server")
 
@@ -82,20 +85,41 @@ def open_manifest(
     ConfigError where there is no shard or the manifest given is of other ones.
     """
     paths = stream.shard_paths()
+    far = bool(paths) and is_remote(paths[0])
     if stream.manifest is None:
         manifest = cached_manifest(
             paths, block_bytes=stream.block_bytes, exclude_bad=stream.exclude_bad, progress=progress
         )
-        return manifest, ShardReader(manifest)
-    manifest = Manifest.load(stream.manifest)
-    root, names = root_of([str(Path(path).absolute()) for path in paths])
+        return manifest, ShardReader(manifest, urls=_urls(paths) if far else None)
+    manifest = load_manifest(stream.manifest)
+    root, names = root_of(paths if far else [str(Path(path).absolute()) for path in paths])
     unknown = sorted(set(names) ^ {*manifest.names, *(left_out.name for left_out in manifest.excluded)})
     if unknown:
         raise ConfigError(
-            f"the manifest {stream.manifest} is of other shards than {stream.shards!r}: {', '.join(unknown[:5])}; "
-            "make it again with `shardfeed index`"
+            f"the manifest {public_url(stream.manifest)} is of other shards than those below {root}: "
+            f"{', '.join(unknown[:5])}; make it again with `shardfeed index`"
         )
-    return manifest, ShardReader(manifest, root)
+    return manifest, ShardReader(manifest, root, urls=_urls(paths) if far else None)
+
+
+def share_cache(readers: Sequence[ShardReader], config: ServerConfig) -> None:
+    """Divide the cache's bytes among the streams whose shards are far: alike, but to none more than its shards have.
+
+    Raises ConfigError where the cache's folder cannot be used.
+    """
+    far = sorted((reader.far for reader in readers if reader.far is not None), key=lambda blocks: blocks.most_bytes)
+    left = config.cache_bytes
+    for waiting, blocks in zip(range(len(far), 0, -1), far, strict=True):
+        budget = min(left // waiting, blocks.most_bytes)
+        folder = None if config.cache_dir is None else Path(config.cache_dir)
+        # A worker that stays at one row for longer is taken for hung.
+        blocks.set_cache(budget, folder, patience=min(PATIENCE, config.sample_timeout / 2))
+        left -= budget
+
+
+def _urls(paths: Sequence[str]) -> dict[str, str]:
+    """Return what to ask for by the shards' names: a URL may be signed, and a manifest knows no signatures."""
+    return dict(zip(root_of(paths)[1], paths, strict=True))
 
 
 def count_cores() -> int:
@@ -138,6 +162,7 @@ class _Server:
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         try:
             workers.sources = [await self._source(stream, service) for stream in config.streams]
+            await asyncio.to_thread(share_cache, [source.reader for source in workers.sources], config)
             await workers.start()
             streams = [await self._describe(workers, source) for source in workers.sources]
             service.open(streams)

@@ -49,8 +49,9 @@ def test_schemes_can_be_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert read("mine:x") == DATA
 
 
-def test_object_stores_say_what_to_install() -> None:
-    with pytest.raises(ConfigError, match="pip install obstore"):
+def test_object_stores_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r"pip install 'shardfeed\[objects\]'"):
         reader("s3://bucket/x.tar")
 
 

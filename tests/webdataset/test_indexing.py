@@ -96,7 +96,7 @@ def test_leaving_all_shards_out_is_an_error(tmp_path: Path) -> None:
         index_shards([tmp_path / "missing.tar"], exclude_bad=True)
 
 
-@pytest.mark.parametrize("url", ["http://host/x.tar", "pipe:cat x.tar", "-", "s3://bucket/x.tar"])
+@pytest.mark.parametrize("url", ["ftp://host/x.tar", "pipe:cat x.tar", "-"])
 def test_what_cannot_be_read_at_random_is_refused_with_the_way_out(url: str) -> None:
     with pytest.raises(ShardError, match="shardfeed index --unpack DIR"):
         index_shards([url])
