@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 
 from shardfeed_wire.errors import ShardError
+from webdataset.remote import public_url
 
 __all__ = ["HttpStream"]
 
@@ -130,4 +131,5 @@ class HttpStream(io.RawIOBase):
             self._response = None
 
     def _fault(self, reason: str) -> ShardError:
-        return ShardError(f"shard {self._url}: {reason}", shard=self._url)
+        name = public_url(self._url)  # a signed URL's query is a secret
+        return ShardError(f"shard {name}: {reason}", shard=name)

@@ -185,6 +185,14 @@ def test_a_missing_file_raises_at_once_with_its_status(server: tuple[str, type[H
     assert len(handler.asked) == 1
 
 
+def test_what_is_secret_in_a_url_is_not_in_its_errors(server: tuple[str, type[Handler]]) -> None:
+    url, handler = server
+    handler.statuses = [404]
+    with pytest.raises(ShardError, match=r"/x\.tar: HTTP status 404") as caught:
+        reader(f"{url}?signature=secret")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_keeps_breaking_raises(server: tuple[str, type[Handler]]) -> None:
     url, handler = server
     handler.breaks = [1000] + [0] * 100
