@@ -40,6 +40,9 @@ def describe_stream(stream: StreamInfo) -> Iterator[str]:
     """Yield the lines that say what a stream is: its size, and each column's dtype and one row's shape."""
     batches = "tuples" if stream.unnamed else "dicts"
     yield f"stream {stream.name}: {stream.samples:,} samples in {stream.shards:,} shards, batches are {batches}"
+    if stream.readable is not None:
+        here = sum(byte.bit_count() for byte in stream.readable)
+        yield f"  reads {here:,} of these shards; other servers must read the rest"
     for column in stream.columns:
         yield f"  column {column.name}: {_describe_column(column)}"
 

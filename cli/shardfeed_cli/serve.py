@@ -39,6 +39,9 @@ def serve(
         str | None, typer.Option(help="The manifest made by `shardfeed index`: a path or a URL.")
     ] = None,
     exclude_bad: Annotated[bool, typer.Option("--exclude-bad", help="Leave bad shards out.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Serve those of the manifest's shards that are here.")
+    ] = False,
     max_pixels: Annotated[int | None, typer.Option(help="A larger picture is bad, and never decoded.")] = None,
     block_bytes: Annotated[int | None, typer.Option(help="Bytes of shard that are shuffled as one.")] = None,
     bind: Annotated[
@@ -80,6 +83,7 @@ def serve(
         "transform": transform,
         "manifest": manifest,
         "exclude_bad": exclude_bad,
+        "partial": partial,
         "max_pixels": max_pixels,
         "block_bytes": block_bytes,
     }

@@ -53,7 +53,8 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``shards`` are paths or URLs, with braces. ``fields`` is text (``jpg;png cls`` for tuples,
     ``image=jpg;png label=cls`` for dicts), a list of fields (tuples) or a table of them (dicts).
     ``transform`` is ``module:name``. ``max_pixels`` bounds width x height of a picture before it
-    is decoded; ``block_bytes`` is where blocks are cut. Raises ConfigError for a bound below 1.
+    is decoded; ``block_bytes`` is where blocks are cut; ``partial`` serves those of the manifest's
+    shards that are here. Raises ConfigError for a bound below 1, and for partial without a manifest.
     """
 
     shards: str | tuple[str, ...]
@@ -65,10 +66,16 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = MAX_PIXELS
     block_bytes: int = BLOCK_BYTES
     exclude_bad: bool = False
+    partial: bool = False
 
     def __post_init__(self) -> None:
         _at_least_one("max_pixels", self.max_pixels)
         _at_least_one("block_bytes", self.block_bytes)
+        if self.partial and self.manifest is None:
+            raise ConfigError(
+                "partial: servers that read different shards share one manifest; make it where all shards are, with "
+                "`shardfeed index`, and name it as manifest"
+            )
 
     def shard_paths(self) -> list[str]:
         """Return the shards, braces expanded, in order. Raises ConfigError for a brace that does not close."""
@@ -158,6 +165,7 @@ def stream_from_options(
     max_pixels: int | None = None,
     block_bytes: int | None = None,
     exclude_bad: bool = False,
+    partial: bool = False,
 ) -> StreamConfig:
     """Make the one stream of ``shardfeed serve SHARDS --fields ...``; None means the default.
 
@@ -173,6 +181,7 @@ def stream_from_options(
         "max_pixels": max_pixels,
         "block_bytes": block_bytes,
         "exclude_bad": exclude_bad,
+        "partial": partial,
     }
     given = {key: value for key, value in table.items() if value is not None}
     return read_table(StreamConfig, given, Place("the command line"), {})

@@ -93,13 +93,14 @@ def open_manifest(
         return manifest, ShardReader(manifest, urls=_urls(paths) if far else None)
     manifest = load_manifest(stream.manifest)
     root, names = root_of(paths if far else [str(Path(path).absolute()) for path in paths])
-    unknown = sorted(set(names) ^ {*manifest.names, *(left_out.name for left_out in manifest.excluded)})
+    known = {*manifest.names, *(left_out.name for left_out in manifest.excluded)}
+    unknown = sorted(set(names) - known if stream.partial else set(names) ^ known)
     if unknown:
         raise ConfigError(
             f"the manifest {public_url(stream.manifest)} is of other shards than those below {root}: "
             f"{', '.join(unknown[:5])}; make it again with `shardfeed index`"
         )
-    return manifest, ShardReader(manifest, root, urls=_urls(paths) if far else None)
+    return manifest, ShardReader(manifest, root, urls=_urls(paths) if far else None, partial=stream.partial)
 
 
 def share_cache(readers: Sequence[ShardReader], config: ServerConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from shardfeed import RecipeMismatchError, RemoteDataset
+from shardfeed import ConnectError, RecipeMismatchError, RemoteDataset
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
+from webdataset.indexing import index_shards
 
 SAMPLES = 400
 OPTIONS = ("--resize", "32x32", "--workers", "1")
@@ -93,3 +95,54 @@ def test_a_rolling_update_to_another_recipe_never_mixes_and_the_trainer_is_told(
             ):
                 for images, _ in batches:
                     assert images.shape[1:3] == (32, 32)
+
+
+# ------------------------------------------------------------------------------------ different shards
+
+
+@pytest.fixture(scope="module")
+def manifest(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("manifest") / "train.manifest"
+    index_shards(shards).save(path)
+    return path
+
+
+def data_node(folder: Path, shards: list[Path], here: set[int], manifest: Path) -> Loader:
+    """A server on a node whose disk has some of the shards."""
+    folder.mkdir()
+    for number in here:
+        shutil.copy2(shards[number], folder)
+    return Loader.of([folder / shard.name for shard in shards], *OPTIONS, "--manifest", str(manifest), "--partial")
+
+
+def test_servers_that_each_read_some_shards_serve_the_whole_and_one_of_two_holders_is_not_missed(
+    shards: list[Path], manifest: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    with (
+        data_node(tmp_path / "a", shards, {0, 1, 2}, manifest) as one,
+        data_node(tmp_path / "b", shards, {1, 2, 3}, manifest) as two,
+        data_node(tmp_path / "c", shards, {0, 3}, manifest) as three,
+    ):
+        assert "reads 3 of these shards" in one.output
+        with RemoteDataset([one.url, two.url, three.url], batch_size=8) as dataset:
+            for step, _ in enumerate(dataset):
+                if step == 10:
+                    two.kill()
+            assert dataset.digest == undisturbed
+
+
+def test_a_shard_that_no_server_reads_is_named_at_the_start(shards: list[Path], manifest: Path, tmp_path: Path) -> None:
+    with (
+        data_node(tmp_path / "a", shards, {0, 1}, manifest) as one,
+        data_node(tmp_path / "b", shards, {1, 3}, manifest) as two,
+        pytest.raises(ConnectError, match=r"no server reads 'train-000002\.tar'") as caught,
+    ):
+        iter(RemoteDataset([one.url, two.url], batch_size=8, connect_timeout=3))
+    assert "train-000001" not in str(caught.value)
+
+
+def test_partial_without_a_manifest_is_refused(shards: list[Path]) -> None:
+    loader = Loader([*shards, "--fields", "jpg cls", "--partial"], wait=False)
+    with loader:
+        assert loader.wait() == 1
+    assert "share one manifest" in loader.output
