@@ -31,13 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """What bounds a fetcher. Times in seconds, ``row_bytes`` a first guess of one row's bytes."""
+    """What bounds a fetcher. Times in seconds, ``row_bytes`` a first guess of one row's bytes.
+
+    A server with requests that says nothing is asked for a sign of life after ``ask_after``; after
+    ``suspect`` what it has is asked elsewhere as well; after ``silence`` it is given up.
+    """
 
     prefetch_bytes: int
     timeout: float
     row_bytes: float = 150_000.0
     rows_per_request: int = 256
     ask_after: float = 2.0
+    suspect: float = 3.0
     silence: float = 10.0
     extra_work: float = 0.05
     deaths: int = 3

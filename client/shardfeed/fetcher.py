@@ -5,7 +5,8 @@ socket, no thread, no clock, no randomness: a run is a function of its events, s
 simulated and replayed.
 
 A step is cut into **pieces**, each the rows of one request. A piece is pending, asked (of one
-server, or of two where it is late), or answered. Steps are delivered in order.
+server, or of two where it is late), or answered. Steps are delivered in order. A pending piece is
+cut anew when servers come and go.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from shardfeed.fetch_errors import killers, starved
 from shardfeed.fetch_events import (
     Action,
     Answered,
@@ -34,25 +36,18 @@ from shardfeed.fetch_events import (
     Tick,
     Waiting,
 )
-from shardfeed.routing import Piece, Server, Step, cut_step
-from shardfeed_wire.errors import (
-    BadRequestError,
-    RefusedError,
-    SampleError,
-    ShapeError,
-    ShardError,
-    StarvedError,
-)
+from shardfeed.routing import Piece, Server, Step, cut_step, one_row_a_shard, recut
+from shardfeed_wire.errors import BadRequestError, RefusedError, ShapeError, ShardError, StarvedError
 
 __all__ = ["Fetcher"]
 
 
 _LATE_EVENT = 2.0
+_LATE = 0.05
 _SAY_WAITING = (5.0, 30.0, 120.0)
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.02, 1.0
 _TRANSIENT = ("busy", "indexing", "draining")
 _NOT_HERE = ("unreadable_shard", "failed")  # another server may do it
-_TRIES_EACH = 3
 
 
 @dataclass(slots=True)
@@ -95,6 +90,8 @@ class Fetcher:
         self.counters = Counters()
         self._servers: dict[str, Server] = {}
         self._last_words: dict[str, str] = {}
+        self._gone: dict[str, Server] = {}
+        self._changes = 0  # of the servers that are up
         self._flights: deque[_Flight] = deque()
         self._pending: deque[Piece] = deque()
         self._asked: dict[int, _Asked] = {}
@@ -126,8 +123,7 @@ class Fetcher:
         actions: list[Action] = []
         match event:
             case ServerUp(name, slots, shards):
-                self._servers[name] = Server(name, slots, shards, heard=self._now)
-                self._last_words.pop(name, None)
+                self._server_up(Server(name, slots, shards, heard=self._now))
             case ServerDown(name, reason):
                 self._server_down(name, reason, actions)
             case Answered(name, request, answer, size):
@@ -157,10 +153,19 @@ class Fetcher:
 
     # What happened
 
+    def _server_up(self, server: Server) -> None:
+        self._servers[server.name] = server
+        self._changes += 1
+        self._gone.pop(server.name, None)
+        self._last_words.pop(server.name, None)
+        for flight in self._flights:
+            for piece in flight.pieces:
+                piece.forget_refusals(server.name)
+
     def _heard(self, name: str) -> Server | None:
         server = self._servers.get(name)
         if server is not None:
-            server.heard, server.asked_alive = self._now, False
+            server.heard, server.asked_alive, server.suspect = self._now, False, False
         return server
 
     def _answered(self, name: str, request: int, answer: object, size: int, actions: list[Action]) -> None:
@@ -177,7 +182,8 @@ class Fetcher:
             server.learn(piece.rows, self._now, asked.since)
         piece.answer, piece.size = answer, size
         self._row_bytes += 0.2 * (size / piece.rows - self._row_bytes)
-        self._useful, self._said_waiting = self._now, 0
+        if piece.step is self._flights[0].step:
+            self._useful, self._said_waiting = self._now, 0
         for other in piece.requests:
             loser = self._asked.pop(other, None)
             if loser is not None:
@@ -202,8 +208,8 @@ class Fetcher:
                 server.pause(self._now, _FIRST_BACKOFF, _LONGEST_BACKOFF)
             self._ask_again(piece, request)
         elif reason in _NOT_HERE:
-            piece.refusals[name] = piece.refusals.get(name, 0) + 1
-            if all(piece.refusals.get(other, 0) >= _TRIES_EACH for other in self._capable(piece)):
+            piece.refused(name, self._now)
+            if all(piece.is_refused(other) for other in self._capable(piece)):
                 actions.append(Raise(ShardError(message) if reason == "unreadable_shard" else RefusedError(message)))
             self._ask_again(piece, request)
         else:  # it serves something else by now, or speaks otherwise
@@ -213,22 +219,17 @@ class Fetcher:
 
     def _server_down(self, name: str, reason: str, actions: list[Action]) -> None:
         self._last_words[name] = reason
-        if self._servers.pop(name, None) is None:
+        server = self._servers.pop(name, None)
+        if server is None:
             return
+        self._gone[name] = server
+        self._changes += 1
         for request in [number for number, asked in self._asked.items() if asked.server == name]:
             piece = self._asked.pop(request).piece
             piece.deaths += 1
             if piece.deaths >= self._limits.deaths and not piece.answered:
-                actions.append(Raise(self._killer(piece)))
+                actions.append(Raise(killers(self._describe(piece), piece.deaths)))
             self._ask_again(piece, request)
-
-    def _killer(self, piece: Piece) -> SampleError:
-        samples = self._describe(piece)
-        return SampleError(
-            f"{piece.deaths} servers died while they worked on these samples, so no other is asked: {samples}. "
-            "Look at the servers' logs; leave the guilty sample out or mend it",
-            reason=f"{piece.deaths} servers died",
-        )
 
     def _ask_again(self, piece: Piece, request: int) -> None:
         piece.requests.remove(request)
@@ -246,7 +247,7 @@ class Fetcher:
     def _tick(self, actions: list[Action]) -> None:
         for server in list(self._servers.values()):
             silent = self._now - server.heard
-            if not server.requests:
+            if not server.requests and not server.suspect:
                 server.heard = self._now
             elif silent > self._limits.silence:
                 self.counters.evacuated += 1
@@ -256,6 +257,9 @@ class Fetcher:
             elif silent > self._limits.ask_after and not server.asked_alive:
                 server.asked_alive = True
                 actions.append(AskWhetherAlive(server.name))
+            elif silent > self._limits.suspect:
+                server.suspect = True
+        self._rescue(actions)
         if self._untaken or self.done:
             self._useful = self._now
             return
@@ -268,15 +272,30 @@ class Fetcher:
         self._hedge(actions)
 
     def _starved(self, waited: float) -> StarvedError:
-        up = dict.fromkeys(self._servers, "up, with no useful answer")
-        words = (
-            "; ".join(f"{name}: {word}" for name, word in sorted({**up, **self._last_words}.items()))
-            or "no server was ever up"
+        words = dict.fromkeys(self._servers, "up, with no useful answer") | self._last_words
+        pieces = self._flights[0].pieces if self._flights else []
+        orphans = [piece for piece in pieces if not piece.answered and not self._capable(piece)]
+        lost = one_row_a_shard(orphans)
+        return starved(
+            waited,
+            self._limits.timeout,
+            words=words,
+            orphans=self._describe(lost) if lost is not None else None,
+            holders=[name for name, gone in self._gone.items() if lost is not None and gone.reads_some(lost.shards)],
         )
-        return StarvedError(
-            f"the next batch had no useful answer for {waited:.0f} s (timeout={self._limits.timeout:g}). {words}. "
-            "Look at the servers, or raise timeout= where they are that slow"
-        )
+
+    def _rescue(self, actions: list[Action]) -> None:
+        """Ask others for what may be stuck at stopped servers, without waiting for these to be given up."""
+        if not any(server.suspect for server in self._servers.values()):
+            return
+        for piece in [piece for flight in self._flights for piece in flight.pieces]:
+            if piece.answered or not piece.requests:
+                continue
+            if all(self._servers[self._asked[request].server].suspect for request in piece.requests):
+                server = self._choose(piece)
+                if server is not None:
+                    self.counters.retried += 1
+                    self._send(piece, server, actions)
 
     def _hedge(self, actions: list[Action]) -> None:
         """Ask a second server for what the trainer waits for, within the budget of extra work."""
@@ -286,36 +305,43 @@ class Fetcher:
             if piece.answered or len(piece.requests) != 1:
                 continue
             first = self._asked[piece.requests[0]]
-            slow = self._servers[first.server]
-            late = self._now - first.since - 2.0 * (first.ahead + piece.rows) * slow.row_seconds
-            if late < 0.05:
+            others = [s for s in self._well(piece) if s.name != first.server and s.free(self._now)]
+            if not others:
                 continue
+            other = min(others, key=lambda server: server.finish(piece.rows, self._now))
             allowed = self._limits.extra_work * self.counters.rows_sent + piece.rows
-            others = [s for s in self._free(piece) if s.name != first.server]
-            if others and self.counters.rows_hedged + piece.rows <= allowed:
+            if self._is_late(first, other) and self.counters.rows_hedged + piece.rows <= allowed:
                 self.counters.rows_hedged += piece.rows
-                self._send(piece, min(others, key=lambda s: s.finish(piece.rows)), actions)
+                self._send(piece, other, actions)
+
+    def _is_late(self, asked: _Asked, other: Server) -> bool:
+        """Whether a request has taken twice what it should, or would take twice what another server needs."""
+        usual = (asked.ahead + asked.piece.rows) * self._servers[asked.server].row_seconds
+        taken = self._now - asked.since
+        return taken > 2 * usual + _LATE or usual - taken > 2 * other.finish(asked.piece.rows, self._now) + _LATE
 
     # What to do
 
     def _deliver(self, actions: list[Action]) -> None:
         while self._flights and all(piece.answered for piece in self._flights[0].pieces):
             flight = self._flights.popleft()
+            self._useful, self._said_waiting = self._now, 0
             self._untaken.append(sum(piece.size for piece in flight.pieces))
             actions.append(Deliver(flight.step, tuple(flight.pieces)))
 
     def _ask_more(self, actions: list[Action]) -> None:
-        while True:
+        while any(server.free(self._now) for server in self._servers.values()):
             waiting = deque[Piece]()
             while self._pending:
                 piece = self._pending.popleft()
                 if piece.answered or piece.requests:
                     continue
-                server = self._choose(piece)
-                if server is None:
-                    waiting.append(piece)
-                else:
-                    self._send(piece, server, actions)
+                for part in self._fit(piece):
+                    server = self._choose(part)
+                    if server is None:
+                        waiting.append(part)
+                    else:
+                        self._send(part, server, actions)
             self._pending = waiting
             if waiting or not self._admit():
                 return
@@ -336,36 +362,58 @@ class Fetcher:
             return False
         self._step_rows = step.rows
         pieces = cut_step(step, list(self._servers.values()), self._limits.rows_per_request)
+        for piece in pieces:
+            piece.fits = self._changes
         self._flights.append(_Flight(step, pieces))
         self._pending.extend(pieces)
         return True
 
+    def _fit(self, piece: Piece) -> list[Piece]:
+        """Cut a pending piece anew where servers have come or gone since."""
+        if piece.fits == self._changes:
+            return [piece]
+        parts = recut(piece, list(self._servers.values()))
+        for part in parts:
+            part.fits = self._changes
+        if parts != [piece]:
+            flight = next(flight for flight in self._flights if flight.step is piece.step)
+            flight.pieces.remove(piece)
+            flight.pieces.extend(parts)
+        return parts
+
     def _capable(self, piece: Piece) -> list[str]:
         return [server.name for server in self._servers.values() if server.reads(piece.shards)]
 
-    def _free(self, piece: Piece) -> list[Server]:
+    def _well(self, piece: Piece) -> list[Server]:
         return [
             server
             for server in self._servers.values()
-            if server.free(self._now)
-            and server.reads(piece.shards)
-            and piece.refusals.get(server.name, 0) < _TRIES_EACH
+            if server.is_well(self._now) and server.reads(piece.shards) and piece.may_go_to(server.name, self._now)
         ]
 
     def _choose(self, piece: Piece) -> Server | None:
-        """Return the free server expected to finish first; the piece's preferred one where it is about as good."""
-        free = self._free(piece)
-        if not free:
+        """Return the server to ask: that expected to finish first, or the preferred one where it is about as good.
+
+        None where that one has all the requests that it takes: to wait for it is quicker than to ask a slow one.
+        """
+        expected = {server.name: server.finish(piece.rows, self._now) for server in self._well(piece)}
+        if not expected:
             return None
-        best = min(free, key=lambda server: server.finish(piece.rows))
-        limit = 1.3 * best.finish(piece.rows)
-        return next((s for s in free if s.name == piece.preferred and s.finish(piece.rows) <= limit), best)
+        limit = 1.3 * min(expected.values())
+        free = [self._servers[name] for name in expected if self._servers[name].free(self._now)]
+        if piece.step is not self._flights[0].step:
+            for server in free:
+                if server.has_rested(piece.rows, self._now):
+                    return server
+        good = [server for server in free if expected[server.name] <= limit]
+        preferred = (server for server in good if server.name == piece.preferred)
+        return next(preferred, min(good, key=lambda server: expected[server.name], default=None))
 
     def _send(self, piece: Piece, server: Server, actions: list[Action]) -> None:
         request = self.next_request
         self.next_request += 1
         self._asked[request] = _Asked(piece, server.name, self._now, server.rows)
         piece.requests.append(request)
-        server.take(piece.rows)
+        server.take(piece.rows, self._now)
         self.counters.rows_sent += piece.rows
         actions.append(Send(server.name, request, piece))

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Piece", "Server", "Step", "cut_step"]
+__all__ = ["Piece", "Server", "Step", "cut_step", "one_row_a_shard", "recut"]
 
 _FEWEST_ROWS = 16
 """A piece smaller than this costs more in messages than a warm page cache saves."""
 
 _FIRST_ROW_SECONDS = 1e-3
+
+_TRIES_EACH = 3
+"""How often a server is asked for what it says it cannot do."""
+
+_FIRST_PAUSE = 1.0
+"""Seconds before a server that cannot do a piece is asked for it again; twice that the next time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +57,9 @@ class Piece:
     answer: object = None
     size: int = 0
     deaths: int = 0
-    refusals: dict[str, int] = field(default_factory=dict)
+    fits: int = 0
+    """For which servers it was cut: the number of their changes until then."""
+    _refusals: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -62,6 +70,34 @@ class Piece:
     def answered(self) -> bool:
         """Whether its answer is here."""
         return self.answer is not None
+
+    def refused(self, server: str, now: float) -> None:
+        """Note that a server cannot do it: it is asked again after a pause, in which another may come up."""
+        times = self._refusals.get(server, (0, 0.0))[0] + 1
+        self._refusals[server] = times, now + _FIRST_PAUSE * 2 ** (times - 1)
+
+    def forget_refusals(self, server: str) -> None:
+        """Forget what a server refused: it was started anew."""
+        self._refusals.pop(server, None)
+
+    def is_refused(self, server: str) -> bool:
+        """Whether a server has refused it so often that it is not asked again."""
+        return self._refusals.get(server, (0, 0.0))[0] >= _TRIES_EACH
+
+    def may_go_to(self, server: str, now: float) -> bool:
+        """Whether a server may be asked for it, after what it refused."""
+        return server not in self._refusals or (not self.is_refused(server) and now >= self._refusals[server][1])
+
+    def part(self, select: NDArray[np.int64], preferred: str | None) -> Piece:
+        """Return some of its rows as a piece with the same past."""
+        return Piece(
+            self.step,
+            select,
+            frozenset(np.unique(self.step.shard[select]).tolist()),
+            preferred,
+            deaths=self.deaths,
+            _refusals=dict(self._refusals),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -76,13 +112,19 @@ class Server:
     rows: int = 0
     row_seconds: float = _FIRST_ROW_SECONDS
     asked_alive: bool = False
+    suspect: bool = False
+    """Whether it was asked for a sign of life and has given none: it may be stopped."""
     _learned: bool = False
     _answered: float = 0.0
+    _progress: float = 0.0
+    """When it answered last, or was given work after it had none."""
     _paused_until: float = 0.0
     _pause: float = 0.0
 
-    def take(self, rows: int) -> None:
+    def take(self, rows: int, now: float) -> None:
         """Count a request that was sent."""
+        if not self.requests:
+            self._progress = now
         self.requests += 1
         self.rows += rows
 
@@ -95,11 +137,19 @@ class Server:
         """Learn the pace from an answer: its rows took the time since they were asked for, or since the last answer."""
         pace = (now - max(since, self._answered)) / rows
         self.row_seconds = self.row_seconds + 0.2 * (pace - self.row_seconds) if self._learned else pace
-        self._learned, self._answered, self._pause = True, now, 0.0
+        self._learned, self._answered, self._progress, self._pause = True, now, now, 0.0
 
-    def finish(self, rows: int) -> float:
+    def finish(self, rows: int, now: float) -> float:
         """Return the seconds after which it is expected to have done ``rows`` more rows."""
-        return (self.rows + rows) * self.row_seconds
+        overdue = 0.0
+        if self.requests:
+            usual = 2 * self.rows / self.requests * self.row_seconds
+            overdue = max(0.0, now - self._progress - usual)
+        return (self.rows + rows) * self.row_seconds + overdue
+
+    def has_rested(self, rows: int, now: float) -> bool:
+        """Whether it has had nothing to do for so long that its pace may have changed: a tenth of its time is tried."""
+        return not self.requests and now - self._answered > 10 * rows * self.row_seconds
 
     def pause(self, now: float, first: float, longest: float) -> None:
         """Ask nothing for a while, longer each time until it answers again."""
@@ -108,11 +158,19 @@ class Server:
 
     def free(self, now: float) -> bool:
         """Whether it may be asked."""
-        return self.requests < self.slots and now >= self._paused_until
+        return self.requests < self.slots and self.is_well(now)
+
+    def is_well(self, now: float) -> bool:
+        """Whether it answers: it may be asked now, or when it has done what it has."""
+        return now >= self._paused_until and not self.suspect
 
     def reads(self, shards: frozenset[int]) -> bool:
         """Whether it reads all of these shards."""
         return self.shards is None or shards <= self.shards
+
+    def reads_some(self, shards: frozenset[int]) -> bool:
+        """Whether it reads one of these shards or more."""
+        return self.shards is None or not shards.isdisjoint(self.shards)
 
 
 def cut_step(step: Step, servers: list[Server], rows_per_request: int) -> list[Piece]:
@@ -122,20 +180,7 @@ def cut_step(step: Step, servers: list[Server], rows_per_request: int) -> list[P
     row's shard, the block's number prefers one of them, so that each server's page cache sees the
     same blocks again; steps of few rows prefer fewer servers, for a request has its cost.
     """
-    names = sorted(server.name for server in servers)
-    whole = [server.name for server in servers if server.shards is None]
-    groups: dict[tuple[str, ...], NDArray[np.int64]] = {}
-    every = np.arange(step.rows)
-    if len(whole) == len(servers):
-        groups[tuple(names)] = every
-    else:
-        holders = {
-            shard: tuple(name for name in names if next(s for s in servers if s.name == name).reads(frozenset([shard])))
-            for shard in np.unique(step.shard).tolist()
-        }
-        for able in dict.fromkeys(holders.values()):  # no set: the order must be the same in every process
-            mine = [shard for shard, names_ in holders.items() if names_ == able]
-            groups[able] = every[np.isin(step.shard, mine)]
+    groups = _by_holders(step, np.arange(step.rows), servers)
     pieces: list[Piece] = []
     for able, rows in groups.items():
         buckets = max(1, len(able))
@@ -149,3 +194,42 @@ def cut_step(step: Step, servers: list[Server], rows_per_request: int) -> list[P
                 select = mine_rows[first : first + rows_per_request]
                 pieces.append(Piece(step, select, frozenset(np.unique(step.shard[select]).tolist()), preferred))
     return pieces
+
+
+def recut(piece: Piece, servers: list[Server]) -> list[Piece]:
+    """Cut a piece that is asked of nobody so that each part goes to one of the servers that there are by now.
+
+    It was cut for others. It comes back as it is where the same servers read all its rows.
+    """
+    if len(piece.shards) == 1:
+        return [piece]
+    groups = _by_holders(piece.step, piece.select, servers)
+    if len(groups) == 1:
+        return [piece]
+    return [piece.part(rows, able[piece.step.number % len(able)] if able else None) for able, rows in groups.items()]
+
+
+def one_row_a_shard(pieces: list[Piece]) -> Piece | None:
+    """Return the first row of each shard in some pieces of one step, to name the shards by; None for no pieces."""
+    if not pieces:
+        return None
+    rows = np.sort(np.concatenate([piece.select for piece in pieces]))
+    _, first = np.unique(pieces[0].step.shard[rows], return_index=True)
+    return pieces[0].part(rows[np.sort(first)], None)
+
+
+def _by_holders(step: Step, rows: NDArray[np.int64], servers: list[Server]) -> dict[tuple[str, ...], NDArray[np.int64]]:
+    """Group rows by the names of the servers that read their shards."""
+    ordered = sorted(servers, key=lambda server: server.name)
+    if all(server.shards is None for server in servers):
+        return {tuple(server.name for server in ordered): rows}
+    shard = step.shard[rows]
+    holders = {
+        number: tuple(server.name for server in ordered if server.reads(frozenset([number])))
+        for number in np.unique(shard).tolist()
+    }
+    groups = {}
+    for able in dict.fromkeys(holders.values()):  # no set: the order must be the same in every process
+        theirs = [number for number, names in holders.items() if names == able]
+        groups[able] = rows[np.isin(shard, theirs)]
+    return groups

@@ -33,7 +33,8 @@ from shardfeed_wire.errors import BadRequestError, RefusedError, SampleError, Sh
 ROW_BYTES = 100
 
 
-def step(number: int, rows: int = 8, shard: int = 0) -> Step:
+def step(number: int, rows: int = 8, shards: int = 1) -> Step:
+    """A step whose rows come from shards 0 .. ``shards`` - 1 in turn."""
     block = np.arange(rows, dtype=np.uint32)
     return Step(
         number=number,
@@ -41,7 +42,7 @@ def step(number: int, rows: int = 8, shard: int = 0) -> Step:
         next_consumed=(number + 1) * rows,
         block=block,
         index=np.zeros(rows, np.uint16),
-        shard=np.full(rows, shard, np.uint32),
+        shard=np.arange(rows, dtype=np.uint32) % np.uint32(shards),
         positions=np.arange(rows, dtype=np.int64),
         padding=np.zeros(rows, np.bool_),
     )
@@ -50,11 +51,11 @@ def step(number: int, rows: int = 8, shard: int = 0) -> Step:
 class Driver:
     """A fetcher, and the time."""
 
-    def __init__(self, steps: int = 3, *, rows: int = 8, **limits: float) -> None:
+    def __init__(self, steps: int = 3, *, rows: int = 8, shards: int = 1, **limits: float) -> None:
         settings = {"prefetch_bytes": 1 << 40, "timeout": 60.0, "row_bytes": float(ROW_BYTES), **limits}
         self.now = 0.0
         self.fetcher = Fetcher(
-            (step(number, rows) for number in range(steps)),
+            (step(number, rows, shards) for number in range(steps)),
             FetchLimits(**settings),  # type: ignore[arg-type]
             describe=lambda piece: f"step {piece.step.number}",
             now=0.0,
@@ -125,11 +126,10 @@ def test_a_step_is_shared_between_servers_and_delivered_whole() -> None:
 
 
 def test_rows_are_kept_apart_by_who_reads_their_shards() -> None:
-    mixed = step(0, 64)
-    shard = np.arange(64, dtype=np.uint32) % 2
-    object.__setattr__(mixed, "shard", shard)
     pieces = cut_step(
-        mixed, [Server("a", 1, frozenset({0}), 0.0), Server("b", 1, frozenset({1}), 0.0)], rows_per_request=10
+        step(0, 64, shards=2),
+        [Server("a", 1, frozenset({0}), 0.0), Server("b", 1, frozenset({1}), 0.0)],
+        rows_per_request=10,
     )
     assert all(piece.rows <= 10 for piece in pieces)
     assert {(piece.preferred, piece.shards) for piece in pieces} == {("a", frozenset({0})), ("b", frozenset({1}))}
@@ -245,15 +245,34 @@ def test_a_busy_server_s_request_goes_to_a_free_one_at_once() -> None:
 @pytest.mark.parametrize(("reason", "error"), [("unreadable_shard", ShardError), ("failed", RefusedError)])
 def test_what_no_server_can_do_is_raised_after_three_tries_on_each(reason: str, error: type[Exception]) -> None:
     driver = Driver(steps=1)
-    (asked,) = sends(driver.up("a", slots=1))
+    actions = driver.up("a", slots=1)
     driver.up("b", slots=1)
-    asked_servers = []
-    actions: list[Action] = [asked]
-    while isinstance(actions[-1], Send):
-        asked_servers.append(actions[-1].server)
-        actions = driver.decline(actions[-1], reason)
+    asked = []
+    while not any(isinstance(action, Raise) for action in actions):
+        assert driver.now < 10
+        asked += [sent.server for sent in sends(actions)]
+        actions = [more for sent in sends(actions) for more in driver.decline(sent, reason)] or driver.tell(
+            Tick(), 0.05
+        )
     assert isinstance(raised(actions), error)
-    assert sorted(asked_servers) == ["a", "a", "a", "b", "b", "b"]
+    assert sorted(asked) == ["a", "a", "a", "b", "b", "b"]
+    assert 3 < driver.now < 4
+
+
+def test_a_server_that_comes_up_meanwhile_is_asked_for_what_another_cannot_read() -> None:
+    driver = Driver(steps=1)
+    (asked,) = sends(driver.up("a"))
+    assert driver.decline(asked, "unreadable_shard") == []
+    (again,) = sends(driver.up("b"))
+    assert again.server == "b"
+
+
+def test_a_server_started_anew_is_forgiven_what_it_could_not_read() -> None:
+    driver = Driver(steps=1)
+    (asked,) = sends(driver.up("a"))
+    driver.decline(asked, "unreadable_shard")
+    driver.tell(ServerDown("a", "it died"))
+    assert len(sends(driver.up("a"))) == 1
 
 
 @pytest.mark.parametrize(("reason", "error"), [("shapes_differ", ShapeError), ("bad_request", BadRequestError)])
@@ -273,6 +292,33 @@ def test_a_server_that_serves_something_else_by_now_is_given_up(reason: str) -> 
     assert given_up == GiveUp("a", f"it says {reason}")
     assert isinstance(sent, Send)
     assert sent.server == "b"
+
+
+# ---------------------------------------------------------------------------- shards on few servers
+
+
+def test_a_request_that_no_single_server_reads_any_more_is_cut_for_those_there_are() -> None:
+    driver = Driver(steps=1, shards=2)
+    driver.up("whole", slots=1)
+    assert driver.up("a", shards=frozenset({0})) == driver.up("b", shards=frozenset({1})) == []
+    halves = sends(driver.tell(ServerDown("whole", "it died")))
+    assert {(sent.server, sent.piece.shards) for sent in halves} == {("a", frozenset({0})), ("b", frozenset({1}))}
+    driver.answer(halves[0])
+    (delivered,) = driver.answer(halves[1])
+    assert isinstance(delivered, Deliver)
+    assert sorted(row for piece in delivered.pieces for row in piece.select.tolist()) == list(range(8))
+
+
+def test_with_the_only_holder_of_a_shard_gone_the_error_names_samples_and_servers() -> None:
+    driver = Driver(steps=1, shards=2, timeout=30.0)
+    (asked,) = sends(driver.up("a", shards=frozenset({0})))
+    driver.up("b", shards=frozenset({1}))
+    driver.answer(asked)
+    driver.tell(ServerDown("b", "it died"))
+    error = raised(list(driver.ticks(31.0)))
+    assert isinstance(error, StarvedError)
+    for words in ("No server that is up reads step 0", "b did before", "b: it died", "a: up"):
+        assert words in str(error)
 
 
 # ---------------------------------------------------------------------------------- late and never
@@ -295,7 +341,32 @@ def test_what_the_trainer_does_not_wait_for_is_asked_once() -> None:
     first, _ = sends(driver.up("a"))
     driver.answer(first)
     driver.up("b")
-    assert sends(list(driver.ticks(5.0))) == []
+    assert sends(list(driver.ticks(2.5))) == []
+
+
+def test_what_a_stopped_server_has_is_asked_elsewhere_before_it_is_given_up_and_outside_the_budget() -> None:
+    driver = Driver(steps=6, extra_work=0.0)
+    hung = sends(driver.up("a", slots=4))
+    actions = driver.up("b", slots=4)
+    while not driver.fetcher.done:
+        assert driver.now < 4
+        assert not any(isinstance(action, GiveUp) for action in actions)
+        actions = [
+            more for sent in sends(actions) if sent.server == "b" for more in driver.answer(sent)
+        ] or driver.tell(Tick(), 0.05)
+    assert len(hung) == 4
+    assert driver.fetcher.counters.retried >= 3
+    assert driver.fetcher.counters.rows_hedged <= 8
+
+
+def test_answers_to_later_steps_do_not_count_for_a_trainer_that_waits_for_the_next() -> None:
+    driver = Driver(steps=9, timeout=10.0)
+    _, *later = sends(driver.up("a", slots=9))
+    actions: list[Action] = []
+    for sent in later:
+        actions += driver.answer(sent, after=2.0)
+        actions += driver.tell(Tick())
+    assert isinstance(raised(actions), StarvedError)
 
 
 def test_extra_work_is_bounded() -> None:
