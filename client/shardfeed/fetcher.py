@@ -289,7 +289,7 @@ class Fetcher:
         if not any(server.suspect for server in self._servers.values()):
             return
         for piece in [piece for flight in self._flights for piece in flight.pieces]:
-            if piece.answered or not piece.requests:
+            if piece.answered or not piece.requests or not self._may_ask_more(piece):
                 continue
             if all(self._servers[self._asked[request].server].suspect for request in piece.requests):
                 server = self._choose(piece)
@@ -302,7 +302,7 @@ class Fetcher:
         if not self._flights:
             return
         for piece in self._flights[0].pieces:
-            if piece.answered or len(piece.requests) != 1:
+            if piece.answered or len(piece.requests) != 1 or not self._may_ask_more(piece):
                 continue
             first = self._asked[piece.requests[0]]
             others = [s for s in self._well(piece) if s.name != first.server and s.free(self._now)]
@@ -313,6 +313,10 @@ class Fetcher:
             if self._is_late(first, other) and self.counters.rows_hedged + piece.rows <= allowed:
                 self.counters.rows_hedged += piece.rows
                 self._send(piece, other, actions)
+
+    def _may_ask_more(self, piece: Piece) -> bool:
+        """Whether one server more may be asked for a piece: what kills servers must not meet too many at once."""
+        return piece.deaths + len(piece.requests) < self._limits.deaths
 
     def _is_late(self, asked: _Asked, other: Server) -> bool:
         """Whether a request has taken twice what it should, or would take twice what another server needs."""

@@ -28,7 +28,7 @@ __all__ = ["Cluster", "Faults", "Rank", "servers_of", "write_small_pictures"]
 LONGEST_STOP = 4.0
 RESTART_AFTER = (0.1, 1.0)
 MOST_AT_ONCE = 2
-"""Of three servers: else nothing is ever done on a machine where starting one takes seconds."""
+"""Of three servers, and one of them to be started anew: else nothing is ever done where starting one takes seconds."""
 
 DEATHS_SURVIVED = 2
 """A request that is outstanding at a third death is raised, and rightly so: chaos leaves it in peace."""
@@ -138,6 +138,7 @@ class Faults:
         self._cluster, self._ranks = cluster, ranks
         self._chance = random.Random(seed)
         self._mending: dict[int, Iterator[None]] = {}
+        self._restarting: set[int] = set()  # of those that are mended: they were killed or drained
 
     @property
     def total(self) -> int:
@@ -164,14 +165,16 @@ class Faults:
         """Let one fault happen, if there is a server that it hits in the middle of its work."""
         if len(self._mending) == MOST_AT_ONCE:
             return False
+        restarting = not self._restarting.isdisjoint(self._mending)
         numbers = [number for number in range(len(self._cluster.urls)) if number not in self._mending]
         self._chance.shuffle(numbers)
-        fault = self._chance.choice(["kill", "drain", "stop", "stop", "stop", "stop"])
+        fault = self._chance.choice(["stop"] if restarting else ["kill", "drain", "stop", "stop"])
         for number in numbers:
             asked = [piece for rank in self._ranks for piece in rank.asked(self._cluster.urls[number])]
             if not asked or (fault == "kill" and any(piece.deaths >= DEATHS_SURVIVED for piece in asked)):
                 continue
             self.counts[fault] += 1
+            (self._restarting.discard if fault == "stop" else self._restarting.add)(number)
             self._mending[number] = getattr(self, f"_{fault}")(number, self._cluster.loaders[number])
             next(self._mending[number])
             return True
@@ -192,7 +195,7 @@ class Faults:
     def _stop(self, number: int, loader: Loader) -> Iterator[None]:
         """Stop the process that talks; its workers go on."""
         loader.tell(signal.SIGSTOP)
-        yield from self._pause(self._chance.choice([0.2, 0.5, 1.0, LONGEST_STOP]))
+        yield from self._pause(self._chance.choice([0.2, 0.5, 1.0, 1.0, LONGEST_STOP]))
         loader.tell(signal.SIGCONT)
 
     def _start_again(self, number: int) -> Iterator[None]:
