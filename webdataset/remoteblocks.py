@@ -57,6 +57,9 @@ class RemoteBlocks:
         self._ranges: Ranges | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        # A claim keeps other processes off, not other threads of this one: a request may ask for a block
+        # that an earlier one's thread is still fetching.
+        self._turns = [threading.Lock() for _ in range(64)]
         self._ahead: deque[int] = deque()
         self._coming: dict[int, Future[bytes | bytearray]] = {}
 
@@ -152,7 +155,7 @@ class RemoteBlocks:
         identity = self._identities[shard]
         assert identity is not None, "who reads makes sure that the shard is readable"
         start, length = self.cache.span(block)
-        with self.cache.claim(block, self._patience / 3):
+        with self._turns[block % len(self._turns)], self.cache.claim(block, self._patience / 3):
             kept = self.cache.get(block, 0, length)
             if kept is not None:
                 return kept
