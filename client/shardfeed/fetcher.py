@@ -1,6 +1,6 @@
 """Which request goes where, and what to do when it fails: a pure state machine.
 
-`Fetcher.handle` takes an event and the time and returns actions; `session.py` performs them. No
+`Fetcher.handle` takes an event and the time and returns actions; `fetching.py` performs them. No
 socket, no thread, no clock, no randomness: a run is a function of its events, so that it can be
 simulated and replayed.
 

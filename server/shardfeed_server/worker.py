@@ -10,15 +10,14 @@ import contextlib
 import ctypes
 import mmap
 import os
-import random
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from shardfeed_server.answer import Answer
 from shardfeed_server.jobs import (
@@ -195,8 +194,6 @@ def work(link: socket.socket, progress_descriptor: int, sources: Sequence[Stream
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front drains, and then closes the link
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    random.seed()
+    torch.set_num_threads(1)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         _Worker(link, Progress(progress_descriptor), sources).run()
