@@ -16,6 +16,7 @@ import msgspec
 from shardfeed_server.tables import Place, read_table
 from shardfeed_wire.endpoint import expand_braces, parse_endpoint
 from shardfeed_wire.errors import ConfigError
+from shardfeed_wire.exposure import check_exposure
 from webdataset.images import MAX_PIXELS
 from webdataset.manifest import BLOCK_BYTES
 from webdataset.remoteblocks import CACHE_BYTES
@@ -113,11 +114,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if not self.bind:
             raise ConfigError('bind is empty; write for example bind = ["tcp://127.0.0.1:7880"]')
         for url in self.bind:
-            if not parse_endpoint(url).is_loopback and not self.insecure:
-                raise ConfigError(
-                    f"bind: {url!r} can be reached from other machines, and clients are not authenticated; pass "
-                    "`--insecure` or write `insecure = true` where the network is trusted, else bind to 127.0.0.1"
-                )
+            check_exposure("bind", url, loopback=parse_endpoint(url).is_loopback, insecure=self.insecure)
         if self.workers is not None:
             _at_least_one("workers", self.workers)
         _at_least_one("send_bytes", self.send_bytes)
