@@ -1,4 +1,4 @@
-"""What a command writes, as a stream that fails where the command fails."""
+"""What a command writes, as a stream that fails where the command fails; and a command that is written to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import io
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from typing import Any
 
 from shardfeed_wire.errors import ShardError
 
-__all__ = ["PipeStream"]
+__all__ = ["PipeFile", "PipeStream"]
 
 _SECONDS_TO_END = 5.0
 
@@ -61,19 +62,56 @@ class PipeStream(io.RawIOBase):
             # Most end by themselves, now that nobody reads.
             self._process.wait(0.1)
         except subprocess.TimeoutExpired:
-            self._end(signal.SIGTERM)
-            try:
-                self._process.wait(_SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                self._end(signal.SIGKILL)
-                self._process.wait()
+            _end(self._process)
 
-    def _end(self, number: signal.Signals) -> None:
+
+class PipeFile:
+    """The standard input of a shell command, which takes what is written as one file; as `WholeFile` is used."""
+
+    def __init__(self, url: str) -> None:
+        """Start the command of ``pipe:COMMAND``, for ``/bin/sh``; ``stream`` writes to it."""
+        self._url = url
+        self._process = subprocess.Popen(
+            url.partition(":")[2], shell=True, stdin=subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdin is not None
+        self.stream = self._process.stdin
+
+    def commit(self) -> None:
+        """Say that this was all, and wait for the command. Blocks until it ended.
+
+        :raises OSError: it takes no more, or ended with another status than 0.
+        """
         try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            # It ended in between.
-            return
+            self.stream.close()
+        except BaseException:
+            self.discard()
+            raise
+        status = self._process.wait()
+        if status != 0:
+            raise OSError(f"{self._url}: the command ended with {_said(status)}, so what it was given may be lost")
+
+    def discard(self) -> None:
+        """Stop the command before it can take this for all there is. Does nothing once it has ended."""
+        if self._process.poll() is None:
+            _end(self._process)
+        with suppress(OSError):
+            # Nobody reads what was still to be written.
+            self.stream.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command and all that it started, gently at first. Blocks until it ended."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            # It may have ended in between.
+            os.killpg(process.pid, number)
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.wait()
 
 
 def _said(status: int) -> str:

@@ -47,7 +47,8 @@ def tariterator(
     :param allow_pickle: decode pickled fields and containers, which lets the shard run code here.
     :returns: an iterator of dicts from suffixes in lower case to values, with ``__key__``, the path
         up to the first dot of its last component; of what was stored, with a container (``ten``:
-        tuples of arrays). A function as decoder gets such a dict of bytes and returns the sample.
+        tuples of arrays; a dict gets the file's ``__key__`` where none was stored). A function as
+        decoder gets such a dict of bytes and returns the sample.
     :raises ShardError: from the iterator: the tar is broken or truncated, or reading the stream fails.
     :raises SampleError: from the iterator: a field twice, or one that does not decode; a ValueError.
     :raises ConfigError: here: decoder or container make no sense.
@@ -117,7 +118,7 @@ def _read(
     """Yield samples, undecoded, and an error in the place of each bad one; end where the shard is broken."""
     try:
         source = StreamSource(fileobj)
-        yield from _group(source, keys, suffixes) if unpack is None else _unpack_members(source, unpack)
+        yield from _group(source, keys, suffixes) if unpack is None else _unpack_members(source, keys, unpack)
     except Exception as error:
         report(broken(error, shard, errors), errors)
 
@@ -190,14 +191,18 @@ def _twice(key: str, field: str) -> SampleError:
     return SampleError(f"sample {key}, field {field}: {reason}; pack it once", key=key, field=field, reason=reason)
 
 
-def _unpack_members(source: Source, unpack: Callable[[bytes], Any]) -> Iterator[Any]:
+def _unpack_members(source: Source, keys: Keys, unpack: Callable[[bytes], Any]) -> Iterator[Any]:
     """Yield each file of a tar as the sample it holds, and an error in the place of each that holds none."""
     for member in walk(source):
         if is_meta(member[0]):
             continue
         data = read_member(source, member)
         try:
-            yield unpack(data)
+            sample = unpack(data)
         except Exception as error:
             reason = f"it does not decode: {type(error).__name__}: {error}"
             yield SampleError(f"sample {member[0]}: {reason}", key=member[0], reason=reason)
+            continue
+        if isinstance(sample, dict):
+            sample.setdefault("__key__", keys(member[0])[0] or member[0])
+        yield sample

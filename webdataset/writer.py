@@ -17,6 +17,7 @@ from webdataset.encode import EncoderSpec, make_encoder
 from webdataset.indexing import root_of
 from webdataset.keys import base_plus_ext, is_meta
 from webdataset.manifest import BLOCK_BYTES, Manifest
+from webdataset.pipestream import PipeFile
 from webdataset.tarheader import BLOCK, padded
 from webdataset.tarindex import ShardIndex, index_shard
 from webdataset.wholefile import WholeFile
@@ -53,7 +54,8 @@ class TarWriter:
     ) -> None:
         """Open a tar for writing.
 
-        :param fileobj: a file's name; or an open binary stream or descriptor, which stays open.
+        :param fileobj: a file's name; ``pipe:COMMAND``, whose standard input the tar is; or an open binary
+            stream or descriptor, which stays open.
         :param user, group: names of the owners of the files in the tar; ``mode``: their permissions.
         :param compress: gzip; None: where the name ends with ``.tgz`` or ``.gz``.
         :param encoder: True: by extension, as the decoders would read it; False: values are bytes;
@@ -70,13 +72,14 @@ class TarWriter:
         self._mtime = mtime
         self._last_key: str | None = None
         self._failed = False
-        self._file: WholeFile | None = None
+        self._file: WholeFile | PipeFile | None = None
         self._owned: list[io.IOBase] = []
         if isinstance(fileobj, str | os.PathLike):
-            self._file = WholeFile(fileobj)
+            name = os.fspath(fileobj)
+            self._file = PipeFile(name) if name.startswith("pipe:") else WholeFile(name)
             stream: Any = self._file.stream
             if compress is None:
-                compress = self._file.path.name.endswith(_GZIP_ENDINGS)
+                compress = name.endswith(_GZIP_ENDINGS)
         elif isinstance(fileobj, int):
             stream = os.fdopen(fileobj, "wb", closefd=False)
             self._owned.append(stream)
@@ -106,9 +109,9 @@ class TarWriter:
         return self.write({"__key__": key, **{name.replace("_", "."): value for name, value in kw.items()}})
 
     def close(self) -> None:
-        """Write the end mark, and give a named file its name. Does nothing the second time.
+        """Write the end mark, and give a named file its name, or end a command. Does nothing the second time.
 
-        :raises OSError: the file cannot be written; none appears then.
+        :raises OSError: the file cannot be written; none appears then. Or the command failed.
         """
         if self._failed:
             self._discard()
@@ -214,14 +217,14 @@ class ShardWriter:
     ) -> None:
         """Begin; the first shard is made with the first sample.
 
-        :param pattern: file names, such as ``train-%06d.tar``; shards are numbered from 0.
+        :param pattern: file names, such as ``train-%06d.tar``, or commands; shards are numbered from 0.
         :param maxcount: samples a shard, at most.
         :param maxsize: bytes a shard, at most, before compression; one larger sample has its own.
         :param post: called with the name of each finished shard.
         :param manifest: where to write the data set's manifest when all is done.
         :param block_bytes: see ``Manifest``.
         :param kw: other parameters of TarWriter.
-        :raises ConfigError: the pattern has no number in it.
+        :raises ConfigError: the pattern has no number in it, or is a command and a manifest was asked for.
         """
         try:
             different = pattern % 0 != pattern % 1
@@ -231,6 +234,10 @@ class ShardWriter:
             ) from error
         if not different:
             raise ConfigError(f"pattern {pattern!r} has no number in it; write it as in train-%06d.tar")
+        if manifest is not None and pattern.startswith("pipe:"):
+            raise ConfigError(
+                "a manifest is made from shards that can be read again, and a command keeps them; leave it"
+            )
         self._pattern = pattern
         self._maxcount = maxcount
         self._maxsize = maxsize

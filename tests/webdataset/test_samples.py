@@ -148,6 +148,11 @@ def test_with_a_container_each_file_is_a_sample(container: str, encode: Any) -> 
     assert samples([("__meta__", b"x"), *files], container=container) == stored
 
 
+def test_a_sample_in_a_container_that_has_no_key_gets_that_of_its_file() -> None:
+    files = [("a/1.mp", msgspec.msgpack.encode({"x": 1})), ("noext", msgspec.msgpack.encode({"x": 2}))]
+    assert samples(files, container="mp") == [{"__key__": "a/1", "x": 1}, {"__key__": "noext", "x": 2}]
+
+
 def test_the_container_ten_gives_tuples_of_arrays() -> None:
     (sample,) = samples([("a.ten", encode_buffer([np.arange(3), np.ones(2)]))], container="ten")
     assert isinstance(sample, tuple)
@@ -158,7 +163,7 @@ def test_the_container_pyd_needs_permission() -> None:
     files = [("a.pyd", pickle.dumps({"x": 1}))]
     with pytest.raises(ConfigError, match="allow_pickle=True"):
         samples(files, container="pyd")
-    assert samples(files, container="pyd", allow_pickle=True) == [{"x": 1}]
+    assert samples(files, container="pyd", allow_pickle=True) == [{"__key__": "a", "x": 1}]
 
 
 def test_an_unknown_container_is_refused() -> None:
@@ -170,7 +175,7 @@ def test_a_container_that_does_not_decode_is_a_bad_sample() -> None:
     files = [("a.json", b"{"), ("b.json", b"{}")]
     with pytest.raises(SampleError, match=r"a\.json"):
         samples(files, container="json")
-    assert samples(files, container="json", errors=False) == [{}]
+    assert samples(files, container="json", errors=False) == [{"__key__": "b"}]
 
 
 def test_gzipped_tars_iterate_like_plain_ones() -> None:

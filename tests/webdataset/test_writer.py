@@ -255,6 +255,36 @@ def test_a_stream_or_descriptor_stays_open(tmp_path: Path) -> None:
     assert read_back((tmp_path / "a.tar").read_bytes()) == [{"__key__": "k", "cls": 1}]
 
 
+def test_a_command_gets_the_tar_and_is_waited_for(tmp_path: Path) -> None:
+    with TarWriter(f"pipe:sleep 0.2; cat > {tmp_path}/a.tar") as writer:
+        writer.write({"__key__": "a", "txt": "hello"})
+    (sample,) = read_back((tmp_path / "a.tar").read_bytes())
+    assert sample == {"__key__": "a", "txt": "hello"}
+    with ShardWriter(f"pipe:cat > {tmp_path}/%d.tar", maxcount=1) as shards:
+        for key in "ab":
+            shards.write({"__key__": key, "cls": 1})
+    assert [read_back((tmp_path / f"{number}.tar").read_bytes())[0]["__key__"] for number in range(2)] == ["a", "b"]
+
+
+def test_a_command_that_fails_is_an_error_with_its_status(tmp_path: Path) -> None:
+    writer = TarWriter("pipe:cat > /dev/null; exit 3")
+    writer.write({"__key__": "a", "txt": "hello"})
+    with pytest.raises(OSError, match=r"pipe:cat .* exit status 3"):
+        writer.close()
+
+
+def test_an_exception_stops_the_command_before_it_takes_the_tar_for_whole(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), TarWriter(f"pipe:cat > {tmp_path}/part; touch {tmp_path}/done") as writer:
+        writer.write({"__key__": "a", "txt": "hello"})
+        raise ZeroDivisionError
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_manifest_cannot_be_made_of_what_a_command_takes() -> None:
+    with pytest.raises(ConfigError, match="manifest"):
+        ShardWriter("pipe:cat > %d.tar", manifest="x.manifest")
+
+
 def test_a_named_file_appears_when_it_is_closed_and_not_before(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     writer = TarWriter(str(path))
