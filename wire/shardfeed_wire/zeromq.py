@@ -31,6 +31,7 @@ _COPY_BELOW = 65_536
 
 _POLL_SENT = 0.001
 _POLL_WRITABLE = 0.005
+_UNBIND_SECONDS = 2.0
 _NEVER_MS = 2**31 - 1
 """Not -1: with that, ZeroMQ throws away what has arrived as soon as the connection ends."""
 
@@ -315,7 +316,26 @@ class _Listener(Listener):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._socket.flushed(), linger)
         self._socket.raw.linger = round(linger * 1000)  # small frames were copied: ZeroMQ still has them
+        await _unbind(self._socket.raw, self.url)
         self._socket.close()
+
+
+async def _unbind(raw: zmq.Socket[bytes], url: str) -> None:
+    """Let go of an endpoint and return when ZeroMQ's thread has, which takes connections until then."""
+    monitor, changed, watched = raw.get_monitor_socket(zmq.EVENT_CLOSED), asyncio.Event(), _Watched()
+    watched.start(monitor, changed.set)
+    try:
+        raw.unbind(url)
+        async with asyncio.timeout(_UNBIND_SECONDS):
+            while not monitor.poll(0):
+                await changed.wait()
+                changed.clear()
+    except (zmq.ZMQError, TimeoutError):
+        pass  # closing the socket ends it as well, if later
+    finally:
+        watched.stop()
+        raw.disable_monitor()
+        monitor.close(0)
 
 
 def _remove_stale_socket(path: Path) -> None:
