@@ -142,6 +142,11 @@ class _Socket:
         await free
 
     def _check_unsent(self) -> None:
+        # ZeroMQ frees what a peer that is gone has not read only when somebody asks something of the socket.
+        events = self.raw.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)
+        if events & zmq.POLLIN:
+            self.wake()
         waiting = []
         for tracker, free in self._unsent:
             if free.cancelled():
