@@ -32,6 +32,8 @@ def announce(serving: Serving, given: dict[str, int]) -> Iterator[str]:
     yield f"server: {serving.name}, workers: {serving.workers}"
     for url in serving.endpoints:
         yield f"listening on {url}: {_TRANSPORTS.get(parse_endpoint(url).scheme, parse_endpoint(url).scheme)}"
+    if serving.http is not None:
+        yield f"health and figures: {serving.http}/healthz, /readyz and /metrics"
     for stream in serving.streams:
         yield f"read {stream.name} with: {_line_of_python(serving.endpoints[0], stream.name)}"
 

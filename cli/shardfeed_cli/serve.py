@@ -63,6 +63,13 @@ def serve(
         int | None, typer.Option(help="Bytes of far shards' blocks that are kept.  [default: 2147483648]")
     ] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder to keep them in.  [default: in memory]")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of health and figures, or 'off'.  [default: 127.0.0.1:9880, or a free port]"),
+    ] = None,
+    http_public: Annotated[
+        bool, typer.Option("--http-public", help="Allow an HTTP address that other machines reach.")
+    ] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart when the configuration or code in the code folder changes.")
     ] = False,
@@ -98,6 +105,8 @@ def serve(
         "sample_timeout": sample_timeout,
         "cache_bytes": cache_bytes,
         "cache_dir": cache_dir,
+        "http": http,
+        "http_public": http_public,
     }
     _check_usage(shards or [], config, _given(of_stream) | ({} if stream == "default" else {"stream": stream}))
     if reload and end_with is not None:

@@ -40,7 +40,7 @@ class LocalServer:
         command = [sys.executable, "-m", "shardfeed", "serve", "--config", os.fspath(config), "--bind", self.url]
         try:
             self._process = subprocess.Popen(
-                [*command, "--end-with", str(reader)],
+                [*command, "--http", "off", "--end-with", str(reader)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from shardfeed_server.http_address import check_http
 from shardfeed_server.tables import Place, read_table
 from shardfeed_wire.endpoint import expand_braces, parse_endpoint
 from shardfeed_wire.errors import ConfigError
@@ -92,8 +93,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     Python transforms are imported from. ``send_bytes`` bounds answers that are finished and not yet
     sent, over all clients; ``queue_requests`` the requests that wait. After ``sample_timeout``
     seconds at one sample a worker is replaced. ``cache_bytes`` bounds the blocks of far shards that are
-    kept, in memory or, where given, in the folder ``cache_dir``. Raises ConfigError for an address that needs
-    ``insecure``, no stream, or a bound that is not positive.
+    kept, in memory or, where given, in the folder ``cache_dir``. ``http`` is where health and figures are,
+    ``off`` for nowhere and None for the default; ``http_public`` allows others to read them. Raises ConfigError
+    for an address that needs ``insecure`` or ``http_public``, no stream, or a bound that is not positive.
     """
 
     streams: dict[str, StreamConfig]
@@ -107,6 +109,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sample_timeout: float = 60.0
     cache_bytes: int = CACHE_BYTES
     cache_dir: str | None = None
+    http: str | None = None
+    http_public: bool = False
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -115,6 +119,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError('bind is empty; write for example bind = ["tcp://127.0.0.1:7880"]')
         for url in self.bind:
             check_exposure("bind", url, loopback=parse_endpoint(url).is_loopback, insecure=self.insecure)
+        check_http(self.http, public=self.http_public or self.insecure)
         if self.workers is not None:
             _at_least_one("workers", self.workers)
         _at_least_one("send_bytes", self.send_bytes)

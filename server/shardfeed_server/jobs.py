@@ -13,6 +13,7 @@ import msgspec
 
 from shardfeed_server.answer import Answer
 from shardfeed_server.config import StreamConfig
+from shardfeed_server.figures import Work
 from shardfeed_wire.messages import Get, StreamInfo
 from webdataset.manifest import Manifest
 from webdataset.shards import ShardReader
@@ -87,13 +88,17 @@ class Ready(_Said, frozen=True, kw_only=True):
 
 
 class Done(_Said, frozen=True, kw_only=True):
-    """An answer lies in a slot. A slot's descriptor of ``new_size`` bytes comes along where that is not 0."""
+    """An answer lies in a slot. A slot's descriptor of ``new_size`` bytes comes along where that is not 0.
+
+    ``work`` is what it took, for the front's figures.
+    """
 
     number: int
     slot: int
     answer: Answer
     new_size: int
     dropped: tuple[int, ...]
+    work: Work
 
 
 class Described(_Said, frozen=True, kw_only=True):

@@ -75,6 +75,11 @@ class SampleReader:
         except ShardError as error:
             raise ShardError(f"shard {located.shard_name}: {error}", shard=located.shard_name) from error
 
+    def cached(self) -> tuple[int, int]:
+        """Return how many samples of far shards were found in the cache so far, and how many were not."""
+        far = self._reader.far
+        return (0, 0) if far is None else (far.traffic.hits, far.traffic.misses)
+
     def readable(self) -> bytes | None:
         """Return one bit a shard, least bit first, for those that can be read here; None where all can."""
         readable = self._reader.readable

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from shardfeed_server.config import ServerConfig, StreamConfig
+from shardfeed_server.http_address import OFF
 from shardfeed_server.jobs import StreamSource
 from shardfeed_server.service import REQUEST_LIMITS, ServedStream, Service
 from shardfeed_server.worker_process import WorkFailedError
@@ -41,12 +42,13 @@ _LINGER_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a server that is ready serves, for whoever started it."""
+    """What a server that is ready serves, for whoever started it; ``http`` is its HTTP port's URL, None where off."""
 
     endpoints: tuple[str, ...]
     streams: tuple[StreamInfo, ...]
     workers: int
     name: str
+    http: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +164,35 @@ class _Server:
         )
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         try:
-            workers.sources = [await self._source(stream, service) for stream in config.streams]
-            await asyncio.to_thread(share_cache, [source.reader for source in workers.sources], config)
-            await workers.start()
-            streams = [await self._describe(workers, source) for source in workers.sources]
-            service.open(streams)
-            infos = tuple(stream.info for stream in streams)
-            self._observer.ready(Serving(tuple(listener.url for listener in listeners), infos, workers.count, name))
-            await self._stop.wait()
-            self._observer.draining()
-            await service.drain(_DRAIN_SECONDS)
+            async with self._http(service) as http:
+                workers.sources = [await self._source(stream, service) for stream in config.streams]
+                await asyncio.to_thread(share_cache, [source.reader for source in workers.sources], config)
+                service.progress = "starting the workers, which make the first samples"
+                await workers.start()
+                streams = [await self._describe(workers, source) for source in workers.sources]
+                service.open(streams)
+                infos = tuple(stream.info for stream in streams)
+                urls = tuple(listener.url for listener in listeners)
+                self._observer.ready(Serving(urls, infos, workers.count, name, http))
+                await self._stop.wait()
+                self._observer.draining()
+                await service.drain(_DRAIN_SECONDS)
         finally:
             for listener in listeners:
                 await listener.close(_LINGER_SECONDS)
             await asyncio.gather(*receiving, return_exceptions=True)
             await service.close()
             await workers.stop()
+
+    @contextlib.asynccontextmanager
+    async def _http(self, service: Service) -> AsyncIterator[str | None]:
+        if self._config.http == OFF:
+            yield None
+            return
+        from shardfeed_server.http import http_port  # aiohttp takes a quarter of a second to import
+
+        async with http_port(self._config.http, service) as url:
+            yield url
 
     async def _source(self, name: str, service: Service) -> StreamSource:
         def progress(done: int, total: int) -> None:

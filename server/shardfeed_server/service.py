@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardfeed_server.clients import Clients
 from shardfeed_server.fair_queue import FairQueue
+from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire import messages
@@ -45,7 +46,6 @@ __all__ = ["REQUEST_LIMITS", "ServedStream", "Service"]
 REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256)
 """Requests are small; what is larger is none."""
 
-_MOST_PEERS = 65_536
 _FIRST_ROW_BYTES = 150_000
 _ITEMS_PER_JOB = 1_024
 
@@ -70,7 +70,6 @@ class _Request:
     index: bytes
     rows: int
     since: float
-    job: str
 
 
 class Service:
@@ -86,7 +85,8 @@ class Service:
         self._queue: FairQueue[_Request] = FairQueue(
             unsent_bytes=send_bytes, items_per_job=min(_ITEMS_PER_JOB, queue_requests), items=queue_requests
         )
-        self._jobs: OrderedDict[bytes, str] = OrderedDict()
+        self._clients, self._figures = Clients(), Figures()
+        workers.on_death = self._figures.worker_died
         self._cancelled: set[tuple[bytes, int]] = set()
         self._open = self._draining = False
         self._pushed, self._settled = asyncio.Event(), asyncio.Event()
@@ -98,6 +98,25 @@ class Service:
         self._streams = {stream.info.name: stream for stream in streams}
         self._open = True
         self._start(self._dispatch())
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests are not answered, None where they are."""
+        return "draining" if self._draining else None if self._open else self.progress
+
+    def report(self) -> tuple[Standing, Figures]:
+        """Return how the server stands and a copy of its figures; see `http.Reporter`."""
+        now = time.monotonic()
+        standing = Standing(
+            name=self.name,
+            software=self._software,
+            ready=self.unready is None,
+            workers=self._workers.count,
+            queued=len(self._queue),
+            unsent=self._queue.unsent,
+            clients=tuple(self._figures.label(job, now) for job in self._clients.jobs(now)),
+        )
+        return standing, self._figures.snapshot(now)
 
     async def serve(self, listener: Listener) -> None:
         """Take messages from a listener until it is closed."""
@@ -140,6 +159,7 @@ class Service:
     def _received(
         self, listener: Listener, peer: bytes, single: bool, message: Message, tensors: list[NDArray[Any]]
     ) -> None:
+        self._clients.heard(peer, time.monotonic())
         match message:
             case Hello():
                 self._reply(listener, peer, single, self._greet(peer, message))
@@ -176,10 +196,7 @@ class Service:
             return Refused(request=0, reason="draining", message="the server is shutting down")
         if not self._open:
             return Refused(request=0, reason="indexing", message=self.progress)
-        self._jobs[peer] = hello.job
-        self._jobs.move_to_end(peer)
-        if len(self._jobs) > _MOST_PEERS:
-            self._jobs.popitem(last=False)
+        self._clients.greet(peer, hello.job, hello.rank, time.monotonic())
         return Welcome(
             version=PROTOCOL_VERSION,
             server=self.name,
@@ -232,12 +249,14 @@ class Service:
         if wrong:
             return Refused(request=get.request, reason="bad_request", message=wrong)
         block, index = tensors[:2]
-        job = self._jobs.get(peer, peer.hex())
-        request = _Request(
-            listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), time.monotonic(), job
-        )
+        now = time.monotonic()
+        client = self._clients.find(peer, now)
+        if get.waited is not None:
+            self._figures.waited(client.job, client.rank, get.waited, now)
+        request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now)
         size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))
-        if not self._queue.push(job, request, size):
+        if not self._queue.push(client.job, request, size):
+            self._figures.refused_busy(get.stream, client.job, now)
             return Refused(request=get.request, reason="busy", message="the queue is full")
         self._pushed.set()
         return None
@@ -274,10 +293,22 @@ class Service:
             self._learn(request.get.stream, size / request.rows)
             try:
                 if (request.peer, request.get.request) not in self._cancelled:
+                    began = time.monotonic()
                     await request.listener.send(request.peer, answered.chunks(single=request.single))
+                    now = time.monotonic()
+                    self._figures.answered(
+                        request.get.stream,
+                        job,
+                        rows=request.rows,
+                        size=size,
+                        work=answered.work,
+                        sending=now - began,
+                        now=now,
+                    )
             finally:
                 answered.release()
         except WorkFailedError as error:
+            self._figures.request_failed(error.reason)
             refused = Refused(request=request.get.request, reason=error.reason, message=str(error))
             self._reply(request.listener, request.peer, request.single, refused)
         except (BrokenChannelError, ClosedChannelError):

@@ -15,6 +15,7 @@ from shardfeed_server.columns import Cell, cell_of
 from shardfeed_server.config import StreamConfig
 from shardfeed_server.description import describe_columns
 from shardfeed_server.draws import Draws
+from shardfeed_server.figures import Work
 from shardfeed_server.reading import SampleReader
 from shardfeed_server.recipe import Recipe
 from shardfeed_server.rows import Rows, sample_error
@@ -32,8 +33,8 @@ _MOST_PROBED: Final = 256
 class Stream:
     """One stream as a worker serves it: where its samples are, and what is done to them.
 
-    Making one imports the recipe's Python transform, from ``code_dir``. Raises ConfigError for a
-    recipe that makes no sense.
+    Making one imports the recipe's Python transform, from ``code_dir``. ``work`` is what the last answer
+    took, but for CPU seconds. Raises ConfigError for a recipe that makes no sense.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Stream:
         self.recipe = Recipe(config, code_dir)
         self._reader = SampleReader(manifest, reader, self.recipe.extensions)
         self._behind = 0
+        self.work = Work()
 
     def answer(
         self,
@@ -72,6 +74,7 @@ class Stream:
         Raises BadRequestError for no samples or such as do not exist, ShardError where reading
         fails, and ShapeError where rows cannot stand in one column.
         """
+        hits, misses = self._reader.cached()
         located = self._reader.locate(block, index)
         memory = AnswerMemory(len(located), allocate)
         rows = Rows(located)
@@ -103,6 +106,7 @@ class Stream:
         self._behind = collation.behind
 
         def front() -> list[NDArray[Any]]:
+            seconds = Seconds(waiting=waiting, reading=reading, decoding=decoding, collating=collating + now() - began)
             batch = Batch(
                 request=get.request,
                 rows=len(located),
@@ -110,9 +114,11 @@ class Stream:
                 first=rows.first,
                 failures=tuple(rows.failures),
                 shards=rows.shards if get.keys else (),
-                seconds=Seconds(
-                    waiting=waiting, reading=reading, decoding=decoding, collating=collating + now() - began
-                ),
+                seconds=seconds,
+            )
+            hits_now, misses_now = self._reader.cached()
+            self.work = Work(
+                seconds=seconds, masked=len(rows.failures), hits=hits_now - hits, misses=misses_now - misses
             )
             return rows.tensors(batch, keys=get.keys)
 

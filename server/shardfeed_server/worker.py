@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import torch
 
@@ -140,8 +141,10 @@ class _Worker:
 
     def _answer(self, job: Job) -> None:
         self._progress.note(job.number, Progress.BETWEEN)
+        cpu = time.process_time()  # with the threads that fetch ahead; a worker is at one job at a time
         try:
-            answer: Answer = self._stream(job.get.stream).answer(
+            stream = self._stream(job.get.stream)
+            answer: Answer = stream.answer(
                 job.get,
                 np.frombuffer(job.block, np.uint32),
                 np.frombuffer(job.index, np.uint16),
@@ -166,6 +169,7 @@ class _Worker:
                 answer=answer,
                 new_size=slots.new_size if slots.new is not None else 0,
                 dropped=tuple(slots.dropped),
+                work=msgspec.structs.replace(stream.work, cpu=time.process_time() - cpu),
             )
             descriptors = [] if slots.new is None else [slots.new]
             socket.send_fds(self._link, [encode(done)], descriptors)

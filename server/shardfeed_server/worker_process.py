@@ -16,6 +16,7 @@ from multiprocessing.reduction import DupFd
 from typing import Protocol
 
 from shardfeed_server.answer import Answer
+from shardfeed_server.figures import Work
 from shardfeed_server.jobs import (
     Described,
     Done,
@@ -47,10 +48,11 @@ class WorkFailedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Answered:
-    """An answer in a worker's memory: views of it, and the slot to release once they are sent."""
+    """An answer in a worker's memory: views of it, what it took, and the slot to release once they are sent."""
 
     memory: memoryview
     answer: Answer
+    work: Work
     _worker: WorkerProcess
     _slot: int
 
@@ -179,7 +181,7 @@ class WorkerProcess:
                 if done.new_size:
                     self._slots[done.slot] = mmap.mmap(descriptors[0], done.new_size, access=mmap.ACCESS_READ)
                     os.close(descriptors[0])
-                answered = Answered(memoryview(self._slots[done.slot]), done.answer, self, done.slot)
+                answered = Answered(memoryview(self._slots[done.slot]), done.answer, done.work, self, done.slot)
                 job = self.jobs.pop(done.number)
                 if job.result.done():  # cancelled meanwhile
                     answered.release()

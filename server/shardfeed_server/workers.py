@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 
 from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
@@ -42,6 +42,8 @@ class Workers:
         self._watcher: asyncio.Task[None] | None = None
         self._capacity = asyncio.Event()
         self._quick_deaths = 0
+        self.on_death: Callable[[], None] = lambda: None
+        """Called when a worker died."""
 
     async def start(self) -> None:
         """Start the processes. Returns when the fork server is up, after seconds; they announce themselves later."""
@@ -130,6 +132,7 @@ class Workers:
         job_number, row = process.progress.read()
         cause = process.bury(self._sample_timeout)
         log.warning("a worker died (%s) and is replaced", cause)
+        self.on_death()
         for number, asked in process.asked.items():
             asked.set_exception(WorkerDiedError(cause, row if number == job_number else Progress.BETWEEN))
         for job in sorted(process.jobs.values(), key=lambda job: job.number, reverse=True):

@@ -113,6 +113,28 @@ def test_loopback_addresses_need_no_flag(url: str) -> None:
     assert ServerConfig(streams={"a": StreamConfig(shards="x.tar", fields="jpg")}, bind=(url,)).bind == (url,)
 
 
+def test_health_and_figures_that_others_reach_need_a_consent_that_the_stream_does_not() -> None:
+    streams = {"a": StreamConfig(shards="x.tar", fields="jpg")}
+    for address in ("0.0.0.0:9880", "[::]:9880", "data-0:9880"):
+        with pytest.raises(ConfigError, match=r"`--http-public` or write `http_public = true`"):
+            ServerConfig(streams=streams, http=address)
+        assert ServerConfig(streams=streams, http=address, http_public=True).http == address
+        assert ServerConfig(streams=streams, http=address, insecure=True).http == address
+    with pytest.raises(ConfigError, match="--insecure"):
+        ServerConfig(streams=streams, bind=("tcp://0.0.0.0:7880",), http_public=True)
+
+
+@pytest.mark.parametrize("address", ["off", "127.0.0.1:0", "localhost:9880", "[::1]:9880"])
+def test_health_and_figures_for_this_machine_need_no_flag(address: str) -> None:
+    assert ServerConfig(streams={"a": StreamConfig(shards="x.tar", fields="jpg")}, http=address).http == address
+
+
+@pytest.mark.parametrize("address", ["", "9880", "127.0.0.1", "http://127.0.0.1:9880", "127.0.0.1:99999", "on"])
+def test_an_http_address_that_is_none_is_refused_with_what_to_write(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"write for example 127\.0\.0\.1:9880, or off"):
+        ServerConfig(streams={"a": StreamConfig(shards="x.tar", fields="jpg")}, http=address)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml: No such file"):
         load_config(tmp_path / "nothing.toml")

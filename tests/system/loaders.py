@@ -41,8 +41,12 @@ def write_photographs(folder: Path, photographs: Iterable[Photograph], count: in
 class Loader:
     """``shardfeed serve ARGUMENTS``, ready to be asked when it is made; ``endpoints`` are those that it printed."""
 
-    def __init__(self, arguments: Iterable[str | os.PathLike[str]], *, wait: bool = True) -> None:
+    def __init__(
+        self, arguments: Iterable[str | os.PathLike[str]], *, wait: bool = True, http: str | None = "off"
+    ) -> None:
         command = [sys.executable, "-m", "shardfeed", "serve", *map(os.fspath, arguments)]
+        if http is not None and "--http" not in command:
+            command += ["--http", http]  # off: it takes a quarter of a second of every start
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

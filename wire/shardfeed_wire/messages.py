@@ -35,6 +35,7 @@ __all__ = [
     "Refused",
     "Seconds",
     "StreamInfo",
+    "Waited",
     "Welcome",
     "control_bytes",
     "pack",
@@ -163,8 +164,22 @@ class Manifest(_Message, frozen=True, kw_only=True):
     samples: int
 
 
+class Waited(_Part, frozen=True, kw_only=True):
+    """What a trainer has waited for since it last told: seconds by cause, and the steps that it took meanwhile."""
+
+    steps: int = 0
+    queue: float = 0.0
+    reading: float = 0.0
+    decoding: float = 0.0
+    collating: float = 0.0
+    wire: float = 0.0
+
+
 class Get(_Message, frozen=True, kw_only=True):
-    """Ask for samples. Tensors: uint32 blocks and uint16 samples inside them, both of shape (rows,)."""
+    """Ask for samples. Tensors: uint32 blocks and uint16 samples inside them, both of shape (rows,).
+
+    ``waited`` has nothing to do with the samples: it tells the server's figures how the trainer fares.
+    """
 
     request: int
     stream: str
@@ -173,6 +188,7 @@ class Get(_Message, frozen=True, kw_only=True):
     seed: int
     epoch: int
     keys: bool = False
+    waited: Waited | None = None
 
 
 class Failure(_Part, frozen=True, kw_only=True):
