@@ -350,10 +350,15 @@ def test_a_recipe_that_fails_on_every_sample_is_described_by_the_first_failure(t
 
 
 def test_the_times_are_measured(tmp_path: Path, photographs: Photographs) -> None:
-    asked = serve(tmp_path, [(key, {"jpg": jpeg}) for key, jpeg, _ in photographs[:2]], fields="jpg").ask([0, 1])
-    seconds = asked.batch.seconds
-    assert 0 < seconds.reading < seconds.decoding
-    assert 0 < seconds.collating < seconds.decoding
+    served = serve(tmp_path, [(key, {"jpg": jpeg}) for key, jpeg, _ in photographs[:2]], fields="jpg")
+    taken = [served.ask([0, 1]).batch.seconds for _ in range(10)]
+    # The least of each: what a loaded machine adds to one of them falls on any.
+    reading, decoding, collating = (
+        min(getattr(s, name) for s in taken) for name in ("reading", "decoding", "collating")
+    )
+    assert 0 < reading < decoding
+    assert 0 < collating < decoding
+    assert served.stream.work.seconds == taken[-1]
 
 
 def test_values_of_a_transform_become_columns_by_their_type(tmp_path: Path) -> None:
