@@ -33,6 +33,7 @@ from shardfeed_wire.messages import (
     Pong,
     Refused,
     StreamInfo,
+    Waited,
     Welcome,
     pack,
     unpack,
@@ -251,7 +252,7 @@ class Service:
         block, index = tensors[:2]
         now = time.monotonic()
         client = self._clients.find(peer, now)
-        if get.waited is not None:
+        if isinstance(get.waited, Waited):
             self._figures.waited(client.job, client.rank, get.waited, now)
         request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now)
         size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))

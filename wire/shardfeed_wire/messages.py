@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from shardfeed_wire import tenbin
@@ -188,7 +189,7 @@ class Get(_Message, frozen=True, kw_only=True):
     seed: int
     epoch: int
     keys: bool = False
-    waited: Waited | None = None
+    waited: Waited | UnsetType = UNSET
 
 
 class Failure(_Part, frozen=True, kw_only=True):
