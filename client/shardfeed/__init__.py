@@ -1,9 +1,11 @@
-"""What a trainer imports: `RemoteDataset`, and the errors it raises."""
+"""What a trainer imports: `RemoteDataset`, plain streams, and the errors they raise."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardfeed.plain_sender import PlainSender
 from shardfeed.stats import Stats
 from shardfeed_wire.errors import (
     BadRequestError,
@@ -31,6 +33,7 @@ from shardfeed_wire.errors import (
 
 if TYPE_CHECKING:
     from shardfeed.dataset import BatchInfo, RemoteDataset
+    from shardfeed.plain_dataset import PlainDataset
 
 __all__ = [
     "BadRequestError",
@@ -45,6 +48,8 @@ __all__ = [
     "EndpointError",
     "MessageError",
     "NobodyAnswersError",
+    "PlainDataset",
+    "PlainSender",
     "RecipeMismatchError",
     "RefusedError",
     "RemoteDataset",
@@ -59,15 +64,16 @@ __all__ = [
     "VersionMismatchError",
 ]
 
-_NEED_TORCH = ("BatchInfo", "RemoteDataset")
+_NEED_TORCH = {
+    "BatchInfo": "shardfeed.dataset",
+    "PlainDataset": "shardfeed.plain_dataset",
+    "RemoteDataset": "shardfeed.dataset",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for: the command line does not, and torch takes seconds."""
     if name in _NEED_TORCH:
-        from shardfeed import dataset
-
-        for needed in _NEED_TORCH:
-            globals()[needed] = getattr(dataset, needed)
+        globals()[name] = getattr(import_module(_NEED_TORCH[name]), name)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

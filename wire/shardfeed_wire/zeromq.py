@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
 from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
+from shardfeed_wire.unix_sockets import remove_stale_socket
 
 __all__ = ["ZeroMQ"]
 
@@ -288,7 +286,7 @@ class _Listener(Listener):
         endpoint = parse_endpoint(url)
         try:
             if endpoint.path:
-                _remove_stale_socket(Path(endpoint.path))
+                remove_stale_socket(Path(endpoint.path))
             self._socket.raw.bind(f"{url[: -len(':0')]}:*" if endpoint.port == 0 and not endpoint.path else url)
         except (zmq.ZMQError, OSError) as error:
             self._socket.close()
@@ -341,22 +339,6 @@ async def _unbind(raw: zmq.Socket[bytes], url: str) -> None:
         watched.stop()
         raw.disable_monitor()
         monitor.close(0)
-
-
-def _remove_stale_socket(path: Path) -> None:
-    """Remove a Unix socket that a killed server left; ZeroMQ would take over a living one's as well."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise OSError(f"{os.fspath(path)} exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        else:
-            raise OSError("another process listens there")
 
 
 class ZeroMQ(Transport):
