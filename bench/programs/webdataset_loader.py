@@ -1,0 +1,42 @@
+"""webdataset 1.x under a DataLoader, as its documents have it: Pillow decodes and resizes, in the workers.
+
+Arguments: workers, batch size, and the shards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import webdataset
+from rounds import answer
+
+
+def pixels(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture.resize((224, 224), Image.Resampling.BILINEAR)))
+
+
+def main() -> None:
+    workers, batch_size, shards = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    samples = (
+        webdataset.WebDataset(shards, shardshuffle=False)
+        .decode("pilrgb")
+        .to_tuple("jpg", "cls")
+        .map_tuple(pixels, lambda label: label)
+        .batched(batch_size)
+    )
+    loader = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=workers, persistent_workers=True)
+
+    def one_pass(look: bool) -> Iterator[tuple[Any, Any]]:
+        yield from loader
+
+    answer(one_pass)
+
+
+if __name__ == "__main__":
+    main()
