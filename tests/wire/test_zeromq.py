@@ -58,9 +58,13 @@ def in_network(act: Callable[[Network], Awaitable[None]]) -> None:
     ids=["HTTP", "SSH", "nothing", "noise", "noise that stays"],
 )
 def test_what_does_not_speak_zeromq_is_an_error(first_words: bytes, stays: bool) -> None:
+    stayed: list[asyncio.StreamWriter] = []
+
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(first_words)
-        if not stays:
+        if stays:
+            stayed.append(writer)
+        else:
             writer.close()
 
     async def act(network: Network) -> None:
@@ -71,6 +75,8 @@ def test_what_does_not_speak_zeromq_is_an_error(first_words: bytes, stays: bool)
                 await soon(network.connect(f"tcp://127.0.0.1:{port}", LIMITS))
         finally:
             server.close()
+            for writer in stayed:
+                writer.close()
 
     in_network(act)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from shardfeed_wire.curve import Keys
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import EndpointError
 
@@ -25,12 +26,14 @@ class Limits:
     """What one side takes from the other at most.
 
     ``frame_bytes``: bytes of one frame; ``frames``: frames of one message; ``messages``: messages
-    that wait unread for each peer. What exceeds them ends the channel.
+    that wait unread for each peer; ``message_bytes``, for listeners: about how much a peer may send
+    without a whole message arriving, None for no bound of its own. What exceeds them ends the channel.
     """
 
     frame_bytes: int
     frames: int = 4_096
     messages: int = 64
+    message_bytes: int | None = None
 
 
 class Channel(abc.ABC):
@@ -81,6 +84,13 @@ class Listener(abc.ABC):
         message was taken, nothing was sent; after that the chunks may still be read for a while.
         """
 
+    def user(self, peer: bytes) -> str | None:
+        """Return the public key that a peer has proven to hold; None where it did not have to prove any."""
+        return None
+
+    def drop(self, peer: bytes, reason: str) -> None:  # noqa: B027 - not every transport can
+        """End a peer's connection, which misbehaves, and log ``reason``. Does nothing where the transport cannot."""
+
     @abc.abstractmethod
     async def close(self, linger: float = 0.0) -> None:
         """Take no more messages, wait up to ``linger`` seconds for what is being sent, and unbind. Idempotent."""
@@ -88,6 +98,12 @@ class Listener(abc.ABC):
 
 class Transport(abc.ABC):
     """One way to carry messages, with whatever its listeners and channels share."""
+
+    encrypts = False
+    """Whether it can encrypt and authenticate with CURVE keys."""
+
+    keys: Keys | None = None
+    """The keys to do so with; set before the first use, where there are any and it ``encrypts``."""
 
     @abc.abstractmethod
     def listen(self, url: str, limits: Limits) -> Listener:
@@ -123,8 +139,9 @@ def schemes() -> list[str]:
 class Network:
     """The transports that one client or server has in use, opened when first needed."""
 
-    def __init__(self) -> None:
-        """Open nothing yet."""
+    def __init__(self, keys: Keys | None = None) -> None:
+        """Open nothing yet. With ``keys`` only what they encrypt and authenticate is spoken."""
+        self._keys = keys
         self._open: dict[Callable[[], Transport], Transport] = {}
 
     def listen(self, url: str, limits: Limits) -> Listener:
@@ -148,5 +165,13 @@ class Network:
             import_module(_modules[scheme])  # registers itself
         factory = _factories[scheme]
         if factory not in self._open:
-            self._open[factory] = factory()
+            transport = factory()
+            if self._keys is not None and not transport.encrypts:
+                transport.close()
+                raise EndpointError(
+                    f"endpoint {url!r}: {scheme}:// has no encryption, and CURVE keys are given; use tcp://, or leave "
+                    "the keys out where the network is trusted"
+                )
+            transport.keys = self._keys
+            self._open[factory] = transport
         return self._open[factory]

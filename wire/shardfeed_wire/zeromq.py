@@ -3,7 +3,8 @@
 ZeroMQ alone bounds messages, not bytes, and reconnects without a word. So here a DEALER never
 reconnects by itself: its socket monitor says when the connection ends, and that ends the channel.
 A ROUTER is mandatory (it refuses instead of dropping), its high-water mark is set before it binds,
-and a message counts as unsent until ZeroMQ's own tracker says that its memory is free again.
+and a message counts as unsent until ZeroMQ's own tracker says that its memory is free again. What else
+it needs against peers that mean harm is in `zeromq_guard`; with CURVE keys `zap` says who comes in.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from shardfeed_wire.curve import ClientKeys, Keys, ServerKeys
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
 from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
 from shardfeed_wire.unix_sockets import remove_stale_socket
+from shardfeed_wire.zap import Doorkeeper
+from shardfeed_wire.zeromq_ends import ENDS, why_no_handshake
+from shardfeed_wire.zeromq_guard import Guard
 
 __all__ = ["ZeroMQ"]
 
@@ -35,15 +40,7 @@ _NEVER_MS = 2**31 - 1
 
 _HEARTBEAT_MS = 5_000
 _HEARTBEAT_TIMEOUT_MS = 20_000
-
-_ENDS = {
-    zmq.Event.DISCONNECTED: "the connection was closed",
-    zmq.Event.CLOSED: "nobody listens there",
-    zmq.Event.CONNECT_RETRIED: "nobody listens there",
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "what listens there does not speak ZeroMQ",
-    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ as we do",
-    zmq.Event.HANDSHAKE_FAILED_AUTH: "the server did not accept our credentials",
-}
+_HANDSHAKE_MS = 10_000
 
 
 class _Watched:
@@ -179,15 +176,21 @@ def _frame(chunk: Any) -> zmq.Frame:
 
 
 class _Channel(Channel):
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits) -> None:
-        self._url, self._limits = url, limits
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits, keys: Keys | None = None
+    ) -> None:
+        self._url, self._limits, self._keys = url, limits, keys
         self._socket = _Socket(context.socket(zmq.DEALER), url, limits)
+        if isinstance(keys, ClientKeys):
+            self._socket.raw.curve_publickey, self._socket.raw.curve_secretkey = keys.public, keys.secret
+            self._socket.raw.curve_serverkey = keys.server
         self._socket.raw.reconnect_ivl = _NEVER_MS
         self._monitor = self._socket.raw.get_monitor_socket()
         self._monitored = _Watched()
         self._events: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._broken: str | None = None
+        self._end: zmq.Event | None = None
         self._closed = False
 
     async def connect(self) -> None:
@@ -198,6 +201,12 @@ class _Channel(Channel):
         except zmq.ZMQError as error:
             self.close()
             raise EndpointError(f"endpoint {self._url!r} cannot be used: {error}") from error
+        except BrokenChannelError:
+            self.close()
+            if self._end is None or self._end in (zmq.Event.CLOSED, zmq.Event.CONNECT_RETRIED):
+                raise
+            why = await why_no_handshake(self._url, self._end, self._keys)
+            raise BrokenChannelError(f"{self._url}: {why}") from None
         except BaseException:
             self.close()
             raise
@@ -219,11 +228,10 @@ class _Channel(Channel):
     def _note(self, event: zmq.Event) -> None:
         if event == zmq.Event.HANDSHAKE_SUCCEEDED and not self._connected.done():
             self._connected.set_result(None)
-        elif event in _ENDS:
-            self._broken = f"{self._url}: {_ENDS[event]}"
+        elif event in ENDS:
+            self._broken = f"{self._url}: {ENDS[event]}"
             if not self._connected.done():
-                if event == zmq.Event.DISCONNECTED:
-                    self._broken = f"{self._url}: what listens there is not a shardfeed server"
+                self._end = event
                 self._connected.set_exception(BrokenChannelError(self._broken))
             self._socket.wake()
 
@@ -278,22 +286,32 @@ class _Channel(Channel):
 
 
 class _Listener(Listener):
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits, keys: Keys | None = None
+    ) -> None:
         self._limits = limits
         self._socket = _Socket(context.socket(zmq.ROUTER), url, limits)
         self._socket.raw.router_mandatory = True
+        self._socket.raw.handshake_ivl = _HANDSHAKE_MS
+        clients = None
+        if isinstance(keys, ServerKeys):
+            clients = keys.clients
+            self._socket.raw.curve_server = True
+            self._socket.raw.curve_publickey, self._socket.raw.curve_secretkey = keys.public, keys.secret
         self._closed = False
+        self._guard = Guard(self._socket.raw, message_bytes=limits.message_bytes, clients=clients)
         endpoint = parse_endpoint(url)
         try:
             if endpoint.path:
                 remove_stale_socket(Path(endpoint.path))
             self._socket.raw.bind(f"{url[: -len(':0')]}:*" if endpoint.port == 0 and not endpoint.path else url)
         except (zmq.ZMQError, OSError) as error:
+            self._guard.close()
             self._socket.close()
             raise EndpointError(f"cannot listen on {url}: {error}") from error
         bound = self._socket.raw.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
-        self.url = bound.decode().rstrip("\0")
+        self.url = self._guard.url = bound.decode().rstrip("\0")
 
     async def receive(self) -> tuple[bytes, list[Any]]:
         while True:
@@ -301,8 +319,18 @@ class _Listener(Listener):
                 frames = await self._socket.input()
             except zmq.ZMQError as error:
                 raise ClosedChannelError(f"the listener on {self.url} was closed") from error
+            peer = frames[0].bytes
+            if not self._guard.arrived(peer, frames[0]):
+                continue
             if 2 <= len(frames) <= self._limits.frames:
-                return frames[0].bytes, [frame.buffer for frame in frames[1:]]
+                return peer, [frame.buffer for frame in frames[1:]]
+            self._guard.drop(peer, f"it sent a message of {len(frames) - 1} frames")
+
+    def user(self, peer: bytes) -> str | None:
+        return self._guard.user(peer)
+
+    def drop(self, peer: bytes, reason: str) -> None:
+        self._guard.drop(peer, reason)
 
     async def send(self, peer: bytes, chunks: Sequence[Any]) -> None:
         try:
@@ -318,6 +346,7 @@ class _Listener(Listener):
         self._closed = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._socket.flushed(), linger)
+        self._guard.close()
         self._socket.raw.linger = round(linger * 1000)  # small frames were copied: ZeroMQ still has them
         await _unbind(self._socket.raw, self.url)
         self._socket.close()
@@ -344,22 +373,30 @@ async def _unbind(raw: zmq.Socket[bytes], url: str) -> None:
 class ZeroMQ(Transport):
     """ZeroMQ over TCP and Unix sockets; all its sockets share one context and one I/O thread."""
 
+    encrypts = True
+
     def __init__(self) -> None:
         """Make the context; its threads start with the first socket."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._doorkeeper: Doorkeeper | None = None
 
     def listen(self, url: str, limits: Limits) -> Listener:
         """Bind a ROUTER; see `Transport.listen`."""
-        return _Listener(self._context, url, limits)
+        if isinstance(self.keys, ServerKeys) and self._doorkeeper is None:
+            self._doorkeeper = Doorkeeper(self._context, self.keys.clients)
+        return _Listener(self._context, url, limits, self.keys)
 
     async def connect(self, url: str, limits: Limits) -> Channel:
         """Connect a DEALER; see `Transport.connect`."""
-        channel = _Channel(self._context, url, limits)
+        channel = _Channel(self._context, url, limits, self.keys)
         await channel.connect()
         return channel
 
     def close(self) -> None:
         """End the context; see `Transport.close`."""
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
+            self._doorkeeper = None
         self._context.term()
 
 
