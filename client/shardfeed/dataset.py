@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -24,6 +25,7 @@ from shardfeed.peer import Framing
 from shardfeed.plan import Cut, Plan, Tail, default_lanes
 from shardfeed.position import Position, this_worker
 from shardfeed.ranks import Ranks
+from shardfeed.recorder import Recorder
 from shardfeed.stats import Stats
 from shardfeed.steps import walk_steps
 from shardfeed_wire.endpoint import expand_endpoints
@@ -150,7 +152,7 @@ class RemoteDataset(IterableDataset[Any]):
         self._ranks = Ranks(rank, world_size, process_group)
         self._position = Position()
         self._digest = 0
-        self._stats = Stats()
+        self._recorder = Recorder()
         self._iterator: weakref.ref[_Iterator] | None = None
 
     @property
@@ -169,8 +171,8 @@ class RemoteDataset(IterableDataset[Any]):
 
     @property
     def stats(self) -> Stats:
-        """What this object has delivered so far, and how long the trainer waited for it."""
-        return replace(self._stats, **self._connection.counters())
+        """What this object has delivered so far, how long the trainer waited for it, and for what."""
+        return self._recorder.stats(self._connection.counters())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the bookmark: where the trainer stands after the batch last delivered to it, as JSON knows it.
@@ -259,20 +261,29 @@ class RemoteDataset(IterableDataset[Any]):
             content=options.digest == "content",
         )
         steps = walk_steps(plan, cut, session.manifest, epoch=epoch, consumed=consumed, stride=workers)
-        return session.fetch(steps, limits, batches), epoch
+        return session.fetch(steps, limits, batches, self._recorder.untold), epoch
 
-    def _take(self, batch: Delivered, waited: float) -> Any:
-        """Count a batch as delivered and give it the shape that the trainer asked for."""
+    def _take(self, batch: Delivered, waited: float, asked: float) -> Any:
+        """Count a batch, asked for at ``asked``, as delivered and give it the shape that the trainer asked for."""
+        now = time.monotonic()
         step = batch.step
         counted = batch.good & ~step.padding
         self._digest += digest_rows(step.epoch, step.positions[~step.padding], batch.keyhash[~step.padding])
         self._digest %= 1 << 128
         masked = int((~batch.good).sum())
-        if masked and not self._stats.masked:
+        if masked and not self._recorder.masked:
             log.warning(
                 "a batch has %d bad samples, masked; `stats.masked` counts them, `info=True` shows them", masked
             )
-        self._stats = self._stats.add(samples=int(counted.sum()), size=batch.size, masked=masked, waited=waited)
+        self._recorder.delivered(
+            samples=int(counted.sum()),
+            size=batch.size,
+            masked=masked,
+            trip=batch.trip,
+            waited=waited,
+            asked=asked,
+            now=now,
+        )
         self._position.delivered(self._order(), step)
         columns = batch.columns
         if self._options.info:
@@ -296,6 +307,7 @@ class _Iterator:
         self._dataset = dataset
         self._feed: Feed | None = None
         self._feed, self._epoch = dataset._begin()
+        dataset._recorder.begin()
         dataset._iterator = weakref.ref(self)
 
     def __iter__(self) -> Self:
@@ -305,7 +317,7 @@ class _Iterator:
         feed = self._feed
         if feed is None:
             raise StopIteration
-        before = feed.waited
+        before, asked = feed.waited, time.monotonic()
         try:
             batch = feed.next()
         except BaseException:
@@ -315,7 +327,7 @@ class _Iterator:
             self._feed = None
             self._dataset._finished(self._epoch)
             raise StopIteration
-        return self._dataset._take(batch, feed.waited - before)
+        return self._dataset._take(batch, feed.waited - before, asked)
 
     def _end(self) -> None:
         if self._feed is not None:

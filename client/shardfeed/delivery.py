@@ -11,6 +11,7 @@ from shardfeed.collate import Part, assemble
 from shardfeed.digest import content_hash
 from shardfeed.feed import Delivered
 from shardfeed.routing import Piece, Step
+from shardfeed.waiting import Trip
 
 __all__ = ["BatchOptions", "deliver"]
 
@@ -26,8 +27,8 @@ class BatchOptions:
     content: bool
 
 
-def deliver(step: Step, pieces: tuple[Piece, ...], options: BatchOptions) -> Delivered:
-    """Put a step's answers together; raises SampleError and ShapeError as `collate.assemble` does."""
+def deliver(step: Step, pieces: tuple[Piece, ...], options: BatchOptions, trip: Trip | None) -> Delivered:
+    """Put a step's answers together, the last of which came by ``trip``; raises as `collate.assemble` does."""
     parts = [Part(piece.answer, piece.select) for piece in pieces if isinstance(piece.answer, Answer)]
     columns, good = assemble(parts, step.rows, on_error=options.on_error, pin_memory=options.pin_memory)
     keyhash = np.empty((step.rows, 16), np.uint8)
@@ -39,4 +40,4 @@ def deliver(step: Step, pieces: tuple[Piece, ...], options: BatchOptions) -> Del
                 keys[row], shards[row] = key, shard
     size = sum(piece.size for piece in pieces)
     named = (tuple(keys), tuple(shards)) if options.keys else ((), ())
-    return Delivered(step, columns, good, keyhash, *named, size)
+    return Delivered(step, columns, good, keyhash, *named, size, trip)

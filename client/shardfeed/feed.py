@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardfeed.routing import Step
+from shardfeed.waiting import Trip
 
 __all__ = ["Delivered", "Feed"]
 
@@ -22,7 +23,7 @@ class Delivered:
     """One batch: its columns by name, which rows are good, and what `digest` and `BatchInfo` need.
 
     ``good`` is bool and ``keyhash`` uint8, of shapes (rows,) and (rows, 16); ``keys`` and ``shards``
-    have one entry a row, or none where they were not asked for.
+    have one entry a row, or none where they were not asked for. ``trip`` is the answer that came last.
     """
 
     step: Step
@@ -32,6 +33,7 @@ class Delivered:
     keys: tuple[str, ...]
     shards: tuple[str, ...]
     size: int
+    trip: Trip | None
 
 
 class Feed:

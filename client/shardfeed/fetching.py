@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from msgspec import UnsetType
 from numpy.typing import NDArray
 
 from shardfeed.answers import parse_answer
@@ -33,9 +34,10 @@ from shardfeed.fetcher import Fetcher
 from shardfeed.manifest_cache import ClientManifest
 from shardfeed.routing import Piece, Step
 from shardfeed.servers import Servers
+from shardfeed.waiting import Trip
 from shardfeed_wire import messages
 from shardfeed_wire.errors import ShardfeedError
-from shardfeed_wire.messages import Batch, Get, Ping, Refused
+from shardfeed_wire.messages import Batch, Get, Ping, Refused, Waited
 
 __all__ = ["Fetching"]
 
@@ -54,12 +56,18 @@ class Fetching:
         feed: Feed,
         servers: Servers,
         manifest: ClientManifest,
+        untold: Callable[[], Waited | UnsetType],
         first_request: int,
     ) -> None:
-        """Ask the servers that are up for the first steps. Requests are numbered from ``first_request``."""
+        """Ask the servers that are up for the first steps. Requests are numbered from ``first_request``.
+
+        ``untold`` gives what servers are to be told of the trainer's waiting, once.
+        """
         self.feed = feed
         self._options, self._servers, self._manifest = options, servers, manifest
-        self._asked: dict[int, tuple[str, Piece]] = {}
+        self._untold = untold
+        self._asked: dict[int, tuple[str, Piece, float]] = {}
+        self._trips: dict[Step, Trip] = {}  # of each step's latest answer
         self._over = False
         now = time.monotonic()
         self._fetcher = Fetcher(steps, limits, describe=self._describe, now=now, first_request=first_request)
@@ -94,8 +102,9 @@ class Fetching:
         if batch.request not in self._asked:
             self.happened(Heard(url))
             return
-        _, piece = self._asked.pop(batch.request)
+        _, piece, asked = self._asked.pop(batch.request)
         answer = parse_answer(batch, tensors, rows=piece.rows, keys=self._options.keys)
+        self._trips[piece.step] = Trip(asked, time.monotonic(), batch.seconds)
         self.happened(Answered(url, batch.request, answer, sum(tensor.nbytes for tensor in tensors)))
 
     def declined(self, url: str, refused: Refused) -> None:
@@ -119,7 +128,7 @@ class Fetching:
                 self._asked.pop(request, None)
                 self._servers.send(url, messages.Cancel(requests=(request,)))
             case Deliver(step, pieces):
-                self.feed.put(deliver(step, pieces, self._options))
+                self.feed.put(deliver(step, pieces, self._options, self._trips.pop(step, None)))
             case AskWhetherAlive(url):
                 self._servers.send(url, Ping(number=0))
             case GiveUp(url, reason):
@@ -131,7 +140,7 @@ class Fetching:
                 self.end(error)
 
     def _send(self, url: str, request: int, piece: Piece) -> None:
-        self._asked[request] = url, piece
+        self._asked[request] = url, piece, time.monotonic()
         info = self._servers.info
         get = Get(
             request=request,
@@ -141,6 +150,7 @@ class Fetching:
             seed=self._options.seed,
             epoch=piece.step.epoch,
             keys=self._options.keys,
+            waited=self._untold(),
         )
         self._servers.send(url, get, [piece.step.block[piece.select], piece.step.index[piece.select]])
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from msgspec import UnsetType
 from numpy.typing import NDArray
 
 from shardfeed.delivery import BatchOptions
@@ -21,7 +22,7 @@ from shardfeed.peer import Greeting
 from shardfeed.routing import Step
 from shardfeed.servers import Endpoints, Servers
 from shardfeed_wire.errors import RefusedError, ShardfeedError
-from shardfeed_wire.messages import Batch, Refused, StreamInfo
+from shardfeed_wire.messages import Batch, Refused, StreamInfo, Waited
 from shardfeed_wire.transport import Network
 
 __all__ = ["Session"]
@@ -63,10 +64,19 @@ class Session:
         """What the servers say of the stream."""
         return self._servers.info
 
-    def fetch(self, steps: Iterator[Step], limits: FetchLimits, options: BatchOptions) -> Feed:
-        """Fetch the steps into a feed, which ends the pass before, if there is one. Does not block."""
+    def fetch(
+        self,
+        steps: Iterator[Step],
+        limits: FetchLimits,
+        options: BatchOptions,
+        untold: Callable[[], Waited | UnsetType],
+    ) -> Feed:
+        """Fetch the steps into a feed, which ends the pass before, if there is one. Does not block.
+
+        ``untold`` is called in the session's thread; see `Fetching`.
+        """
         feed = Feed(lambda: self._call(self._taken, feed), lambda: self._call(self._unwanted, feed))
-        self._call(self._begin, steps, limits, options, feed)
+        self._call(self._begin, steps, limits, options, untold, feed)
         return feed
 
     def counters(self) -> dict[str, int]:
@@ -137,7 +147,14 @@ class Session:
             await asyncio.sleep(_TICK)
             self.happened(Tick())
 
-    def _begin(self, steps: Iterator[Step], limits: FetchLimits, options: BatchOptions, feed: Feed) -> None:
+    def _begin(
+        self,
+        steps: Iterator[Step],
+        limits: FetchLimits,
+        options: BatchOptions,
+        untold: Callable[[], Waited | UnsetType],
+        feed: Feed,
+    ) -> None:
         if self._fetching is not None:
             self._fetching.end()
             self._next_request = self._fetching.next_request
@@ -151,6 +168,7 @@ class Session:
             feed=feed,
             servers=self._servers,
             manifest=self.manifest,
+            untold=untold,
             first_request=self._next_request,
         )
 
