@@ -55,6 +55,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes.  [default: one a core]")] = None,
     code_dir: Annotated[str | None, typer.Option(help="Folder that Python transforms are imported from.")] = None,
     send_bytes: Annotated[int | None, typer.Option(help="Bound on finished, unsent answers in bytes.")] = None,
+    shared_bytes: Annotated[
+        int | None, typer.Option(help="Bound on memory lent to clients on this machine in bytes; 0 for none.")
+    ] = None,
     queue_requests: Annotated[int | None, typer.Option(help="Bound on waiting requests.")] = None,
     sample_timeout: Annotated[
         float | None, typer.Option(help="Seconds at one sample after which a worker is replaced.")
@@ -101,6 +104,7 @@ def serve(
         "workers": workers,
         "code_dir": code_dir,
         "send_bytes": send_bytes,
+        "shared_bytes": shared_bytes,
         "queue_requests": queue_requests,
         "sample_timeout": sample_timeout,
         "cache_bytes": cache_bytes,

@@ -25,11 +25,18 @@ class Connection:
     """Where a stream is, and the one session with its servers. A copy of it, pickled or forked, has its own session."""
 
     def __init__(
-        self, endpoints: Endpoints, stream: str, *, job: str, framing: Framing, connect_timeout: float
+        self,
+        endpoints: Endpoints,
+        stream: str,
+        *,
+        job: str,
+        framing: Framing,
+        shared_memory: bool,
+        connect_timeout: float,
     ) -> None:
         """Connect to nothing yet."""
         self._endpoints, self._stream = endpoints, stream
-        self._greeting = Greeting(job=job, rank=0, software=_software(), framing=framing)
+        self._greeting = Greeting(job=job, rank=0, software=_software(), framing=framing, shared_memory=shared_memory)
         self._connect_timeout = connect_timeout
         self._open: _Open | None = None
 

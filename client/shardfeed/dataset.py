@@ -79,6 +79,7 @@ class RemoteDataset(IterableDataset[Any]):
         connect_timeout: float = 30.0,
         timeout: float = 300.0,
         framing: Framing = "multipart",
+        shared_memory: bool = True,
         job: str | None = None,
         pin_memory: bool = False,
         batch_transform: Callable[[Any], Any] | None = None,
@@ -111,6 +112,8 @@ class RemoteDataset(IterableDataset[Any]):
             connect_timeout: seconds within which a server must be found.
             timeout: seconds after which a next batch without any useful answer is an error.
             framing: ``"multipart"`` (one frame an array, no copy) or ``"single"`` (one frame a message).
+            shared_memory: whether a server on this machine, run by the same user, may lend answers as memory
+                instead of sending them. Batches are the trainer's own nevertheless, and may be edited in place.
             job: the name under which servers share their time fairly; by default one for each object.
             pin_memory: whether dense columns lie in page-locked memory; needs an accelerator.
             batch_transform: called with each batch in the trainer's thread; its result is what is yielded.
@@ -146,6 +149,7 @@ class RemoteDataset(IterableDataset[Any]):
             stream,
             job=job or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
             framing=framing,
+            shared_memory=shared_memory,
             connect_timeout=connect_timeout,
         )
         self.batch_size = batch_size

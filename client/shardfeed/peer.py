@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
+from shardfeed.borrowing import Borrowing, borrow
 from shardfeed_wire.errors import (
+    BrokenChannelError,
     ChannelError,
     MessageError,
     NobodyAnswersError,
@@ -41,6 +44,7 @@ class Greeting:
     rank: int
     software: str
     framing: Framing
+    shared_memory: bool
 
 
 class PeerHandler(Protocol):
@@ -67,6 +71,7 @@ class Peer:
         """Set once it is known whether the server is there."""
         self._network, self._greeting, self._handler = network, greeting, handler
         self._channel: Channel | None = None
+        self._borrowing: Borrowing | None = None
         self._outbox: asyncio.Queue[list[Any]] = asyncio.Queue()
 
     def send(self, message: Message, tensors: list[NDArray[Any]] | None = None) -> None:
@@ -88,6 +93,8 @@ class Peer:
                     self._channel = await self._network.connect(self.url, _LIMITS)
                     self._outbox = asyncio.Queue()
                     welcome = await self._greet(self._channel, patience)
+                if welcome.shared is not None and self._greeting.shared_memory:
+                    self._borrowing = borrow(welcome.shared)
                 self._handler.welcomed(self, welcome)
                 self.last_error = None
                 self.tried.set()
@@ -107,6 +114,9 @@ class Peer:
                 if self._channel is not None:
                     self._channel.close()
                     self._channel = None
+                if self._borrowing is not None:
+                    self._borrowing.close()
+                    self._borrowing = None
             await asyncio.sleep(pause)
             pause = min(_LONGEST_RETRY, 2 * pause)
 
@@ -141,13 +151,31 @@ class Peer:
                     raise MessageError(f"it answers Hello with {type(message).__name__}")
 
     async def _converse(self, channel: Channel) -> None:
-        writer = asyncio.create_task(self._write(channel))
+        running = [asyncio.create_task(self._write(channel)), asyncio.create_task(self._read(channel))]
+        if self._borrowing is not None:
+            running.append(asyncio.create_task(self._read_lent(self._borrowing)))
         try:
             while True:
-                message, tensors = unpack(await channel.receive())
-                self._handler.received(self, message, tensors)
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                    running.remove(task)
         finally:
-            writer.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _read(self, channel: Channel) -> None:
+        while True:
+            message, tensors = unpack(await channel.receive())
+            self._handler.received(self, message, tensors)
+
+    async def _read_lent(self, borrowing: Borrowing) -> None:
+        """Take what is lent until the server lends no more: it then sends."""
+        with contextlib.suppress(BrokenChannelError):
+            while True:
+                message, tensors = unpack([await borrowing.receive()])
+                self._handler.received(self, message, tensors)
 
     async def _write(self, channel: Channel) -> None:
         try:

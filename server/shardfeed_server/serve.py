@@ -18,6 +18,7 @@ import uvloop
 from shardfeed_server.config import ServerConfig, StreamConfig
 from shardfeed_server.http_address import OFF
 from shardfeed_server.jobs import StreamSource
+from shardfeed_server.lending import Lending
 from shardfeed_server.service import REQUEST_LIMITS, ServedStream, Service
 from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
@@ -159,8 +160,14 @@ class _Server:
         config = self._config
         name = config.name or f"{socket.gethostname()}:{parse_endpoint(listeners[0].url).port or os.getpid()}"
         workers = Workers([], config.workers or count_cores(), sample_timeout=config.sample_timeout)
+        lending = Lending(config.shared_bytes) if config.shared_bytes else None
         service = Service(
-            name, workers, software=_software(), send_bytes=config.send_bytes, queue_requests=config.queue_requests
+            name,
+            workers,
+            software=_software(),
+            send_bytes=config.send_bytes,
+            queue_requests=config.queue_requests,
+            lending=lending,
         )
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         try:
@@ -183,6 +190,8 @@ class _Server:
             await asyncio.gather(*receiving, return_exceptions=True)
             await service.close()
             await workers.stop()
+            if lending is not None:
+                lending.close()  # last: what is taken back may be written to by a worker
 
     @contextlib.asynccontextmanager
     async def _http(self, service: Service) -> AsyncIterator[str | None]:

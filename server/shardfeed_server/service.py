@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from shardfeed_server.clients import Clients
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures, Standing
-from shardfeed_server.worker_process import WorkFailedError
+from shardfeed_server.lending import Lending
+from shardfeed_server.worker_process import Answered, WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire import messages
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, MessageError
@@ -76,11 +77,20 @@ class _Request:
 class Service:
     """One server's front. All of it runs in one event loop, which only moves messages."""
 
-    def __init__(self, name: str, workers: Workers, *, software: str, send_bytes: int, queue_requests: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        workers: Workers,
+        *,
+        software: str,
+        send_bytes: int,
+        queue_requests: int,
+        lending: Lending | None,
+    ) -> None:
         """Serve nothing yet; until `open` clients hear ``indexing`` and `progress`."""
         self.name, self.nonce = name, secrets.token_hex(8)
         self.progress = "starting"
-        self._software, self._workers = software, workers
+        self._software, self._workers, self._lending = software, workers, lending
         self._streams: dict[str, ServedStream] = {}
         self._row_bytes: dict[str, float] = {}
         self._queue: FairQueue[_Request] = FairQueue(
@@ -205,6 +215,7 @@ class Service:
             workers=self._workers.count,
             streams=tuple(stream.info for stream in self._streams.values()),
             software=self._software,
+            shared=None if self._lending is None else self._lending.offer(peer),
         )
 
     def _refusal(self, request: int, stream: str, data: str, recipe: str | None) -> Refused | None:
@@ -292,22 +303,21 @@ class Service:
             self._queue.correct(job, size, answered.size)
             size = answered.size
             self._learn(request.get.stream, size / request.rows)
-            try:
-                if (request.peer, request.get.request) not in self._cancelled:
-                    began = time.monotonic()
-                    await request.listener.send(request.peer, answered.chunks(single=request.single))
-                    now = time.monotonic()
-                    self._figures.answered(
-                        request.get.stream,
-                        job,
-                        rows=request.rows,
-                        size=size,
-                        work=answered.work,
-                        sending=now - began,
-                        now=now,
-                    )
-            finally:
+            if (request.peer, request.get.request) in self._cancelled:
                 answered.release()
+                return
+            began = time.monotonic()
+            await self._hand_over(request, answered)
+            now = time.monotonic()
+            self._figures.answered(
+                request.get.stream,
+                job,
+                rows=request.rows,
+                size=size,
+                work=answered.work,
+                sending=now - began,
+                now=now,
+            )
         except WorkFailedError as error:
             self._figures.request_failed(error.reason)
             refused = Refused(request=request.get.request, reason=error.reason, message=str(error))
@@ -322,6 +332,15 @@ class Service:
                 self._cancelled.clear()
             self._pushed.set()
             self._settled.set()
+
+    async def _hand_over(self, request: _Request, answered: Answered) -> None:
+        """Lend an answer to a client on this machine, or send it and return when it is sent."""
+        if self._lending is not None and self._lending.lend(request.peer, answered):
+            return  # the client releases it
+        try:
+            await request.listener.send(request.peer, answered.chunks(single=request.single))
+        finally:
+            answered.release()
 
     def _learn(self, stream: str, row_bytes: float) -> None:
         """Learn how large a stream's rows are, for the next request's share of the unsent bytes."""

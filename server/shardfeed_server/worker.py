@@ -36,6 +36,7 @@ from shardfeed_server.jobs import (
 )
 from shardfeed_server.stream import Stream
 from shardfeed_wire.errors import BadRequestError, ConfigError, SampleError, ShapeError, ShardError
+from shardfeed_wire.sharing import seal
 
 __all__ = ["work"]
 
@@ -73,10 +74,11 @@ class _Slots:
         if self._free:  # too small: the pace has changed, so smaller ones make way
             self._drop(min(self._free, key=lambda slot: len(self._free[slot])))
         size = -(-(size + size // 4) // _GRANULE) * _GRANULE
-        descriptor = os.memfd_create("shardfeed-answer", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("shardfeed-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(descriptor, 0, size)  # full memory is an error here, never a bus error later
             memory = mmap.mmap(descriptor, size)
+            seal(descriptor)  # from here on only this mapping is written to
         except BaseException:
             os.close(descriptor)
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from shardfeed_server.jobs import (
     encode,
     socket_pair,
 )
+from shardfeed_server.slots import Slot
 from shardfeed_server.strikes import Strikes
 from shardfeed_wire.messages import Get, StreamInfo
 
@@ -48,13 +48,13 @@ class WorkFailedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Answered:
-    """An answer in a worker's memory: views of it, what it took, and the slot to release once they are sent."""
+    """An answer in a worker's memory, what it took, and the slot to release once it is sent, or not lent any more."""
 
-    memory: memoryview
+    slot: Slot
     answer: Answer
     work: Work
     _worker: WorkerProcess
-    _slot: int
+    _number: int
 
     @property
     def size(self) -> int:
@@ -63,13 +63,14 @@ class Answered:
 
     def chunks(self, *, single: bool) -> list[memoryview]:
         """Return the message's frames: one for each chunk, or one for all."""
+        memory = memoryview(self.slot.memory)
         if single:
-            return [self.memory[self.answer.start : self.answer.end]]
-        return [self.memory[start : start + size] for start, size in self.answer.chunks]
+            return [memory[self.answer.start : self.answer.end]]
+        return [memory[start : start + size] for start, size in self.answer.chunks]
 
     def release(self) -> None:
         """Give the memory back to the worker; no view may be used after this."""
-        self._worker.say(encode(Release(slot=self._slot)))
+        self._worker.say(encode(Release(slot=self._number)))
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +125,7 @@ class WorkerProcess:
         self.moved: tuple[int, int] = (0, 0)
         self.moved_at = self._loop.time()
         self.hung = False
-        self._slots: dict[int, mmap.mmap] = {}
+        self._slots: dict[int, Slot] = {}
         self._unsaid: deque[bytes] = deque()
         self._link, theirs = socket_pair()
         self._link.setblocking(False)
@@ -163,7 +164,7 @@ class WorkerProcess:
     def _read(self) -> None:
         while not self.closed:
             try:
-                message, descriptors, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(self._link, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
@@ -177,11 +178,11 @@ class WorkerProcess:
         match decode_from_worker(message):
             case Done() as done:
                 for slot in done.dropped:
-                    self._slots.pop(slot, None)
+                    if slot in self._slots:
+                        self._slots.pop(slot).drop()
                 if done.new_size:
-                    self._slots[done.slot] = mmap.mmap(descriptors[0], done.new_size, access=mmap.ACCESS_READ)
-                    os.close(descriptors[0])
-                answered = Answered(memoryview(self._slots[done.slot]), done.answer, done.work, self, done.slot)
+                    self._slots[done.slot] = Slot(descriptors[0], done.new_size)
+                answered = Answered(self._slots[done.slot], done.answer, done.work, self, done.slot)
                 job = self.jobs.pop(done.number)
                 if job.result.done():  # cancelled meanwhile
                     answered.release()
@@ -231,6 +232,8 @@ class WorkerProcess:
             self._loop.remove_reader(self._link)
             self._loop.remove_writer(self._link)
             self._link.close()
+            while self._slots:
+                self._slots.popitem()[1].drop()
 
 
 class _Descriptor:

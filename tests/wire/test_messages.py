@@ -213,5 +213,5 @@ def test_an_array_0_that_is_no_control_message_is_a_message_error(first: np.ndar
 
 def test_the_list_of_messages_is_complete() -> None:
     named = {name for name in messages.__all__ if isinstance(getattr(messages, name), type)}
-    parts = {"Column", "Failure", "Padding", "Seconds", "StreamInfo", "Waited"}
+    parts = {"Column", "Failure", "Padding", "Seconds", "SharedMemory", "StreamInfo", "Waited"}
     assert {member.__name__ for member in Message.__args__} == named - parts  # type: ignore[attr-defined]

@@ -35,6 +35,7 @@ __all__ = [
     "Pong",
     "Refused",
     "Seconds",
+    "SharedMemory",
     "StreamInfo",
     "Waited",
     "Welcome",
@@ -129,6 +130,17 @@ class StreamInfo(_Part, frozen=True, kw_only=True):
     readable: bytes | None = None
 
 
+class SharedMemory(_Part, frozen=True, kw_only=True):
+    """Where a client on the server's machine gets answers as memory: see `shardfeed_wire.sharing`.
+
+    ``socket`` is a name in Linux's abstract namespace, new at each start, so that who reaches it is on
+    the same machine; ``token`` is for this connection alone.
+    """
+
+    socket: str
+    token: bytes
+
+
 class Hello(_Message, frozen=True, kw_only=True):
     """A client's first message on a channel."""
 
@@ -139,7 +151,10 @@ class Hello(_Message, frozen=True, kw_only=True):
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
-    """The answer to Hello. ``server`` is stable over restarts, ``nonce`` is new at each start."""
+    """The answer to Hello. ``server`` is stable over restarts, ``nonce`` is new at each start.
+
+    ``shared`` is None where the server does not share memory.
+    """
 
     version: int
     server: str
@@ -147,6 +162,7 @@ class Welcome(_Message, frozen=True, kw_only=True):
     workers: int
     streams: tuple[StreamInfo, ...]
     software: str = ""
+    shared: SharedMemory | None = None
 
 
 class GetManifest(_Message, frozen=True, kw_only=True):
