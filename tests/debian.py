@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
-__all__ = ["debian_program"]
+__all__ = ["debian_program", "unpacked"]
 
+_CACHE = Path(__file__).parents[1] / ".cache/debian"
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -25,3 +28,30 @@ def debian_program(name: str, package: str) -> str | None:
             )
         found = shutil.which(name, path=_PATH)
     return found
+
+
+def unpacked(package: str) -> Path | None:
+    """A folder with the files of a package that needs no other, kept from run to run; None where it cannot be had.
+
+    For a package whose installation would start a service. Nothing is installed.
+    """
+    folder = _CACHE / package
+    if folder.exists() or (apt := shutil.which("apt-get")) is None or shutil.which("dpkg-deb") is None:
+        return folder if folder.exists() else None
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+        for arguments in (["download", package], ["update"], ["download", package]):
+            subprocess.run(
+                [apt, "--quiet", *arguments],
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=300,
+            )
+            if found := list(Path(scratch).glob("*.deb")):
+                made = Path(scratch) / "files"
+                subprocess.run(["dpkg-deb", "--extract", found[0], made], check=True, timeout=100)
+                made.replace(folder)
+                return folder
+    return None

@@ -13,6 +13,9 @@ from shardfeed_server.figures import BOUNDS, CAUSES, PHASES, Figures, Standing
 
 __all__ = ["expose"]
 
+_JOB = "training"
+"""The label of a client's job: `job` is Prometheus's own, which renames it in whoever brings one along."""
+
 _COUNTERS = (
     ("samples", "shardfeed_samples", "Good samples sent"),
     ("batches", "shardfeed_batches", "Answers sent; a trainer's batch takes one or several"),
@@ -76,7 +79,7 @@ class _Server(Collector):
 
     def _clients(self) -> Metric:
         text = "Clients heard within the last five minutes"
-        family = GaugeMetricFamily("shardfeed_clients", text, labels=["job"])
+        family = GaugeMetricFamily("shardfeed_clients", text, labels=[_JOB])
         counts: dict[str, int] = {}
         for job in self._standing.clients:
             counts[job] = counts.get(job, 0) + 1
@@ -85,7 +88,7 @@ class _Server(Collector):
         return family
 
     def _served(self) -> Iterator[Metric]:
-        labels, served = ["stream", "job"], self._figures.served
+        labels, served = ["stream", _JOB], self._figures.served
         for attribute, name, text in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=labels)
             for key, each in served.items():
@@ -101,9 +104,9 @@ class _Server(Collector):
             yield durations
 
     def _trainers(self) -> Iterator[Metric]:
-        steps = CounterMetricFamily("shardfeed_trainer_steps", "Steps that trainers took", labels=["job", "rank"])
+        steps = CounterMetricFamily("shardfeed_trainer_steps", "Steps that trainers took", labels=[_JOB, "rank"])
         text = "Seconds that trainers waited for their batches, by what they waited for, as they tell"
-        seconds = CounterMetricFamily("shardfeed_trainer_waiting_seconds", text, labels=["job", "rank", "cause"])
+        seconds = CounterMetricFamily("shardfeed_trainer_waiting_seconds", text, labels=[_JOB, "rank", "cause"])
         for key, trainer in self._figures.trainers.items():
             steps.add_metric(key, trainer.steps)
             for cause in CAUSES:

@@ -43,16 +43,16 @@ def test_an_answer_is_counted_where_it_belongs() -> None:
     answer(figures, "mine")
     answer(figures, "mine", stream="val")
     found = scraped(figures)
-    assert found["shardfeed_samples_total", ("mine", "train")] == 14
-    assert found["shardfeed_masked_rows_total", ("mine", "train")] == 2
-    assert found["shardfeed_batches_total", ("mine", "val")] == 1
-    assert found["shardfeed_cpu_seconds_total", ("mine", "train")] == pytest.approx(0.2)
+    assert found["shardfeed_samples_total", ("train", "mine")] == 14
+    assert found["shardfeed_masked_rows_total", ("train", "mine")] == 2
+    assert found["shardfeed_batches_total", ("val", "mine")] == 1
+    assert found["shardfeed_cpu_seconds_total", ("train", "mine")] == pytest.approx(0.2)
     name = "shardfeed_decoding_seconds_bucket"
-    buckets = {labels[1]: n for (each, labels), n in found.items() if each == name and labels[2] == "val"}
+    buckets = {labels[0]: n for (each, labels), n in found.items() if each == name and labels[1] == "val"}
     assert (buckets["0.1"], buckets["0.25"], buckets["+Inf"]) == (0, 1, 1)
-    assert found["shardfeed_sending_seconds_bucket", ("mine", "60.0", "train")] == 0
-    assert found["shardfeed_sending_seconds_bucket", ("mine", "+Inf", "train")] == 2
-    assert found["shardfeed_sending_seconds_count", ("mine", "train")] == 2
+    assert found["shardfeed_sending_seconds_bucket", ("60.0", "train", "mine")] == 0
+    assert found["shardfeed_sending_seconds_bucket", ("+Inf", "train", "mine")] == 2
+    assert found["shardfeed_sending_seconds_count", ("train", "mine")] == 2
 
 
 @pytest.mark.parametrize("job", HOSTILE)
@@ -62,7 +62,7 @@ def test_whatever_a_job_is_called_the_exposition_can_be_read(job: str) -> None:
     answer(figures, "honest")
     figures.waited(job, 3, Waited(steps=1, wire=2.0), 0.0)
     found = scraped(figures, clients=(figures.label(job, 0.0),))
-    assert found["shardfeed_samples_total", ("honest", "train")] == 7
+    assert found["shardfeed_samples_total", ("train", "honest")] == 7
     assert sum(value for (name, _), value in found.items() if name == "shardfeed_samples_total") == 14
     assert sum(value for (name, _), value in found.items() if name == "shardfeed_trainer_steps_total") == 1
 

@@ -135,7 +135,7 @@ def test_what_a_job_got_is_counted(shards: list[Path], nothing_is_held_up_at_fir
         (nothing_is_held_up_at_first / name).touch()
     everywhere = "[::]:0" if socket.has_dualstack_ipv6() else "0.0.0.0:0"
     with serving(shards, "--transform", "waits:transform", "--http", everywhere, "--http-public") as loader:
-        url, labels = f"http://127.0.0.1:{port(loader).rpartition(':')[2]}", ("my job", "default")
+        url, labels = f"http://127.0.0.1:{port(loader).rpartition(':')[2]}", ("default", "my job")
         with RemoteDataset(loader.url, batch_size=8, job="my job", on_error="mask", rank=1, world_size=2) as dataset:
             rows = sum(len(texts) for texts, _ in dataset)
             stats = dataset.stats

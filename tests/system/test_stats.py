@@ -67,11 +67,15 @@ def test_a_slow_transform_is_called_decoding_and_the_server_counts_it_by_job_and
 
         def told() -> dict[str, float]:
             name = "shardfeed_trainer_waiting_seconds_total"
-            return {labels[0]: n for (each, labels), n in metrics(url).items() if each == name and labels[2] == "1"}
+            return {
+                labels[0]: n
+                for (each, labels), n in metrics(url).items()
+                if each == name and labels[1:] == ("1", "training")
+            }
 
         wait_until(lambda: told().get("decoding", 0) > 0.9 * stats.waits.decoding.seconds, what="the server's knowing")
         assert max(told(), key=lambda cause: told()[cause]) == "decoding"
-        assert metrics(url)["shardfeed_trainer_steps_total", ("training", "1")] >= stats.steps
+        assert metrics(url)["shardfeed_trainer_steps_total", ("1", "training")] >= stats.steps
 
 
 def test_a_trainer_that_takes_its_time_is_called_the_slower_one(quick: Loader) -> None:
