@@ -86,7 +86,7 @@ def test_a_trainer_that_takes_its_time_is_called_the_slower_one(quick: Loader) -
             for _ in dataset:
                 time.sleep(0.05)
         stats = dataset.stats
-        assert re.fullmatch(r"the trainer is the slower one: it waited for [0-4] % of the time", stats.verdict)
+        assert re.fullmatch(r"the trainer is the slower one: it waited for [0-5] % of the time", stats.verdict)
         passes = dataset.epoch
         assert stats.seconds >= 0.05 * (stats.steps - passes)
         assert stats.samples_per_second == pytest.approx(passes * SAMPLES / stats.seconds)
