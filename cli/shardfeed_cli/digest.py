@@ -20,6 +20,9 @@ def digest(
     shuffle: Annotated[bool, typer.Option(help="Whether the order is random.")] = True,
     content: Annotated[bool, typer.Option(help="Let every row's bytes count, not its place and key alone.")] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a server, and for a batch.")] = 30.0,
+    curve: Annotated[
+        str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
+    ] = None,
 ) -> None:
     """Read one epoch as one rank and print its digest, equal for any servers, ranks and batch sizes."""
     from shardfeed import RemoteDataset
@@ -27,7 +30,7 @@ def digest(
 
     dataset = RemoteDataset(
         endpoints,
-        stream=stream or only_stream(endpoints, timeout),
+        stream=stream or only_stream(endpoints, timeout, curve),
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
@@ -35,6 +38,7 @@ def digest(
         world_size=1,
         connect_timeout=timeout,
         timeout=timeout,
+        curve=curve,
         digest="content" if content else "keys",
     )
     dataset.set_epoch(epoch)

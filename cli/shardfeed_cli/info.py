@@ -21,6 +21,9 @@ def info(
     url: Annotated[str, typer.Argument(help="The server; braces name several: 'tcp://data-{0..3}:7880'.")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a server.")] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each server.")] = 10.0,
+    curve: Annotated[
+        str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
+    ] = None,
 ) -> None:
     """Say what servers are: version, workers, streams, columns, fingerprints and the recipe's facts."""
     from shardfeed.inquiry import ask_server
@@ -29,7 +32,7 @@ def info(
     failed: list[ShardfeedError] = []
     for endpoint in expand_endpoints(url):
         try:
-            welcome = ask_server(endpoint, timeout=timeout)
+            welcome = ask_server(endpoint, timeout=timeout, curve=curve)
         except ShardfeedError as error:
             failed.append(error)
             continue

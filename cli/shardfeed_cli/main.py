@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from shardfeed_cli.digest import digest
 from shardfeed_cli.index import index
 from shardfeed_cli.info import info
+from shardfeed_cli.keygen import keygen
 from shardfeed_cli.pack import pack
 from shardfeed_cli.preview import preview
 from shardfeed_cli.serve import serve
@@ -41,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, index, pack, info, preview, digest):
+for _command in (serve, index, pack, info, preview, digest, keygen):
     app.command()(_command)
 
 

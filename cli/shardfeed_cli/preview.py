@@ -25,6 +25,9 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1, help="Of the order and the augmentation.")] = 0,
     epoch: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1, help="Whose first samples are shown.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a server, and for the batch.")] = 30.0,
+    curve: Annotated[
+        str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
+    ] = None,
 ) -> None:
     """Draw the first samples of an epoch, with their labels, as a trainer with this seed gets them."""
     _check_output(output)
@@ -35,7 +38,7 @@ def preview(
 
     dataset = RemoteDataset(
         url,
-        stream=stream or only_stream(url, timeout),
+        stream=stream or only_stream(url, timeout, curve),
         batch_size=count,
         seed=seed,
         rank=0,
@@ -43,6 +46,7 @@ def preview(
         on_error="mask",
         connect_timeout=timeout,
         timeout=timeout,
+        curve=curve,
         info=True,
     )
     dataset.set_epoch(epoch)

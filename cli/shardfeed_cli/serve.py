@@ -51,6 +51,10 @@ def serve(
         bool,
         typer.Option("--insecure", help="Allow addresses that other machines reach, without authentication."),
     ] = False,
+    curve: Annotated[
+        str | None,
+        typer.Option(help="The server's key file, of `shardfeed keygen`: encrypt, and let known clients in."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The server's stable name.  [default: host and port]")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes.  [default: one a core]")] = None,
     code_dir: Annotated[str | None, typer.Option(help="Folder that Python transforms are imported from.")] = None,
@@ -100,6 +104,7 @@ def serve(
     of_server = {
         "bind": bind,
         "insecure": insecure,
+        "curve": curve,
         "name": name,
         "workers": workers,
         "code_dir": code_dir,

@@ -10,13 +10,13 @@ from shardfeed_wire.errors import NobodyAnswersError
 __all__ = ["only_stream"]
 
 
-def only_stream(url: str, timeout: float) -> str:
+def only_stream(url: str, timeout: float, curve: str | None) -> str:
     """Return the name of the server's stream where it has one only."""
     for endpoint in expand_endpoints(url):
         if endpoint.startswith(LOCAL):
             continue
         try:
-            streams = ask_server(endpoint, timeout=timeout).streams
+            streams = ask_server(endpoint, timeout=timeout, curve=curve).streams
         except NobodyAnswersError:  # another may answer; if none does, the data set says so
             continue
         if len(streams) == 1:

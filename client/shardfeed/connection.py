@@ -13,6 +13,7 @@ from shardfeed.local import LOCAL, LocalServer
 from shardfeed.peer import Framing, Greeting
 from shardfeed.servers import Endpoints
 from shardfeed.session import Session
+from shardfeed_wire.curve import ClientKeys, load_client_keys
 from shardfeed_wire.errors import ConnectError
 
 __all__ = ["Connection"]
@@ -33,8 +34,10 @@ class Connection:
         framing: Framing,
         shared_memory: bool,
         connect_timeout: float,
+        curve: str | None = None,
     ) -> None:
-        """Connect to nothing yet."""
+        """Connect to nothing yet. ``curve`` is a client's key file; each session reads it: no copy has the secret."""
+        self._curve = curve
         self._endpoints, self._stream = endpoints, stream
         self._greeting = Greeting(job=job, rank=0, software=_software(), framing=framing, shared_memory=shared_memory)
         self._connect_timeout = connect_timeout
@@ -47,7 +50,8 @@ class Connection:
             self._open = None
         if self._open is None:
             greeting = replace(self._greeting, rank=rank)
-            self._open = _Open(self._endpoints, self._stream, greeting, self._connect_timeout)
+            keys = None if self._curve is None else load_client_keys(self._curve)
+            self._open = _Open(self._endpoints, self._stream, greeting, self._connect_timeout, keys)
             self._open.end_with(self)
         return self._open.session
 
@@ -72,8 +76,16 @@ class Connection:
 class _Open:
     """A session and the private servers that it needs."""
 
-    def __init__(self, endpoints: Endpoints, stream: str, greeting: Greeting, connect_timeout: float) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        stream: str,
+        greeting: Greeting,
+        connect_timeout: float,
+        keys: ClientKeys | None,
+    ) -> None:
         self.owner = os.getpid()
+        self._keys = keys
         self._servers: list[LocalServer] = []
         self._finalizer: weakref.finalize[Any, Any] | None = None
         try:
@@ -91,7 +103,7 @@ class _Open:
     def _connect(self, urls: Endpoints, stream: str, greeting: Greeting, connect_timeout: float) -> Session:
         """Connect; where private servers were started, look now and then whether one has ended instead."""
         if not self._servers:
-            return Session(urls, stream, greeting, connect_timeout=connect_timeout)
+            return Session(urls, stream, greeting, connect_timeout=connect_timeout, keys=self._keys)
         deadline = time.monotonic() + connect_timeout
         while True:
             try:

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,7 @@ from shardfeed.ranks import Ranks
 from shardfeed.recorder import Recorder
 from shardfeed.stats import Stats
 from shardfeed.steps import walk_steps
+from shardfeed_wire.curve import load_client_keys
 from shardfeed_wire.endpoint import expand_endpoints
 from shardfeed_wire.errors import ConfigError
 
@@ -81,6 +83,7 @@ class RemoteDataset(IterableDataset[Any]):
         framing: Framing = "multipart",
         shared_memory: bool = True,
         job: str | None = None,
+        curve: str | os.PathLike[str] | None = None,
         pin_memory: bool = False,
         batch_transform: Callable[[Any], Any] | None = None,
         info: bool = False,
@@ -115,6 +118,8 @@ class RemoteDataset(IterableDataset[Any]):
             shared_memory: whether a server on this machine, run by the same user, may lend answers as memory
                 instead of sending them. Batches are the trainer's own nevertheless, and may be edited in place.
             job: the name under which servers share their time fairly; by default one for each object.
+            curve: this client's key file, made by ``shardfeed keygen``, for servers with ``--curve``: all traffic is
+                then encrypted, and both sides are authenticated.
             pin_memory: whether dense columns lie in page-locked memory; needs an accelerator.
             batch_transform: called with each batch in the trainer's thread; its result is what is yielded.
             info: whether each batch brings its `BatchInfo`.
@@ -122,13 +127,15 @@ class RemoteDataset(IterableDataset[Any]):
             digest: what the `digest` is of: places and ``"keys"``, or every row's ``"content"`` too, which
                 takes about 1 ms for 1 MB.
 
-        Raises ConfigError for an argument that makes no sense.
+        Raises ConfigError for an argument that makes no sense, and for a key file that is none or open to others.
         """
         super().__init__()
         if drop_last and tail not in (None, "drop"):
             raise ConfigError(f"drop_last=True contradicts tail={tail!r}; pass one of them")
         if framing not in ("multipart", "single"):
             raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
+        if curve is not None:
+            load_client_keys(curve)  # to say at once what is wrong; each session reads it again
         self._options = Options(
             batch_size=batch_size,
             seed=seed,
@@ -151,6 +158,7 @@ class RemoteDataset(IterableDataset[Any]):
             framing=framing,
             shared_memory=shared_memory,
             connect_timeout=connect_timeout,
+            curve=None if curve is None else str(Path(curve).absolute()),
         )
         self.batch_size = batch_size
         self._ranks = Ranks(rank, world_size, process_group)

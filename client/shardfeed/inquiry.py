@@ -7,6 +7,7 @@ import os
 import socket
 
 from shardfeed.addresses import resolve
+from shardfeed_wire.curve import ClientKeys, load_client_keys
 from shardfeed_wire.errors import (
     BrokenChannelError,
     ConnectError,
@@ -23,20 +24,21 @@ _LIMITS = Limits(frame_bytes=64 << 20, frames=64)
 _NOT_YET = ("indexing", "draining", "busy")
 
 
-def ask_server(url: str, *, timeout: float = 10.0) -> Welcome:
+def ask_server(url: str, *, timeout: float = 10.0, curve: str | os.PathLike[str] | None = None) -> Welcome:
     """Return what the server at ``url`` says of itself: its name, version, workers and streams.
 
     Blocks for up to ``timeout`` seconds, in an event loop of its own; so not to be called from a
-    coroutine. A name with several addresses is asked at the first. Raises EndpointError where the
-    URL is none, ConnectError where nobody answers in time or the server is not ready yet, RefusedError
-    where what listens is not a shardfeed server or refuses, and VersionMismatchError where it speaks
-    another version of the protocol.
+    coroutine. ``curve`` is a client's key file, for a server with CURVE. A name with several addresses
+    is asked at the first. Raises EndpointError where the URL is none, ConnectError where nobody answers
+    in time or the server is not ready yet, RefusedError where what listens is not a shardfeed server or
+    refuses, VersionMismatchError where it speaks another version of the protocol, and ConfigError for a
+    key file that is none.
     """
-    return asyncio.run(_ask_within(url, timeout))
+    return asyncio.run(_ask_within(url, timeout, None if curve is None else load_client_keys(curve)))
 
 
-async def _ask_within(url: str, timeout: float) -> Welcome:
-    network = Network()
+async def _ask_within(url: str, timeout: float, keys: ClientKeys | None) -> Welcome:
+    network = Network(keys)
     try:
         async with asyncio.timeout(timeout):
             return await _ask(url, network)

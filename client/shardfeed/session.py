@@ -21,6 +21,7 @@ from shardfeed.manifest_cache import ClientManifest
 from shardfeed.peer import Greeting
 from shardfeed.routing import Step
 from shardfeed.servers import Endpoints, Servers
+from shardfeed_wire.curve import ClientKeys
 from shardfeed_wire.errors import RefusedError, ShardfeedError
 from shardfeed_wire.messages import Batch, Refused, StreamInfo, Waited
 from shardfeed_wire.transport import Network
@@ -38,11 +39,20 @@ class Session:
     `fetch`, `counters` and `close` are called from the trainer's thread; the rest happens in its own.
     """
 
-    def __init__(self, endpoints: Endpoints, stream: str, greeting: Greeting, *, connect_timeout: float) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        stream: str,
+        greeting: Greeting,
+        *,
+        connect_timeout: float,
+        keys: ClientKeys | None = None,
+    ) -> None:
         """Start the thread and return when servers of the stream are up and its manifest is here.
 
-        Blocks for up to ``connect_timeout`` seconds. Raises what `Servers.connect` raises.
+        ``keys`` are for CURVE. Blocks for up to ``connect_timeout`` seconds. Raises what `Servers.connect` raises.
         """
+        self._keys = keys
         self._endpoints, self._stream, self._greeting, self._timeout = endpoints, stream, greeting, connect_timeout
         self._fetching: Fetching | None = None
         self._next_request = 1
@@ -114,7 +124,7 @@ class Session:
             self._ready.set_exception(error)
 
     async def _main(self) -> None:
-        self._stop, network = asyncio.Event(), Network()
+        self._stop, network = asyncio.Event(), Network(self._keys)
         self._servers = Servers(self._endpoints, self._stream, self._greeting, network, self)
         self._loop = asyncio.get_running_loop()
         stop = asyncio.create_task(self._stop.wait())

@@ -89,6 +89,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One server.
 
     ``workers`` is None for one a core. ``insecure`` allows addresses that other machines reach.
+    ``curve`` is the file of the server's CURVE keys, which encrypt ZeroMQ and let known clients in; None or an
+    empty name for none.
     ``name`` is the server's stable name, None for one made of host and port. ``code_dir`` is where
     Python transforms are imported from. ``send_bytes`` bounds answers that are finished and not yet
     sent, over all clients; ``shared_bytes`` the memory lent to clients on this machine, 0 for none;
@@ -103,6 +105,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     bind: tuple[str, ...] = ("tcp://127.0.0.1:7880",)
     workers: int | None = None
     insecure: bool = False
+    curve: str | None = None
     name: str | None = None
     code_dir: str | None = None
     send_bytes: int = 1 << 30
@@ -120,7 +123,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if not self.bind:
             raise ConfigError('bind is empty; write for example bind = ["tcp://127.0.0.1:7880"]')
         for url in self.bind:
-            check_exposure("bind", url, loopback=parse_endpoint(url).is_loopback, insecure=self.insecure)
+            loopback = parse_endpoint(url).is_loopback
+            check_exposure("bind", url, loopback=loopback, insecure=self.insecure, curve=bool(self.curve))
         check_http(self.http, public=self.http_public or self.insecure)
         if self.workers is not None:
             _at_least_one("workers", self.workers)
@@ -138,7 +142,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
 
     ``overrides`` are keys of the file's top level that count instead of what the file says; their
     paths are relative to the current folder. Relative paths in the file (shards, manifest, code_dir,
-    cache_dir, label maps) are relative to the file's folder and come back joined to it. Blocks on the file.
+    cache_dir, curve, label maps) are relative to the file's folder and come back joined to it. Blocks on the file.
     Raises ConfigError, naming file, place, key and what to write.
     """
     file = Path(path)
@@ -151,8 +155,8 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}; correct that line") from error
     folder = file.parent
-    for key in ("code_dir", "cache_dir"):
-        if isinstance(place := table.get(key), str):
+    for key in ("code_dir", "cache_dir", "curve"):
+        if isinstance(place := table.get(key), str) and place:
             table[key] = _joined(folder, place)
     table.update(overrides or {})
     readers = {"streams": lambda value, place: _read_streams(value, place, folder), "bind": _read_bind}

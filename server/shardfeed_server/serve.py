@@ -22,6 +22,7 @@ from shardfeed_server.lending import Lending
 from shardfeed_server.service import REQUEST_LIMITS, ServedStream, Service
 from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
+from shardfeed_wire.curve import ServerKeys, load_server_keys
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import ConfigError, DataError
 from shardfeed_wire.messages import StreamInfo
@@ -143,11 +144,12 @@ class _Server:
             loop.add_signal_handler(number, self._told_to_stop)
         if end_with is not None:
             loop.add_reader(end_with, self._told_to_stop)
-        network = Network()
+        keys = load_server_keys(self._config.curve) if self._config.curve else None
+        network = Network(keys)
         listeners: list[Listener] = []
         try:
             listeners += [network.listen(url, REQUEST_LIMITS) for url in self._config.bind]
-            await self._run_on(listeners)
+            await self._run_on(listeners, keys)
         finally:
             if end_with is not None:
                 loop.remove_reader(end_with)
@@ -156,7 +158,7 @@ class _Server:
             network.close()
             _remove_sockets(self._config.bind, folders=end_with is not None)
 
-    async def _run_on(self, listeners: list[Listener]) -> None:
+    async def _run_on(self, listeners: list[Listener], keys: ServerKeys | None) -> None:
         config = self._config
         name = config.name or f"{socket.gethostname()}:{parse_endpoint(listeners[0].url).port or os.getpid()}"
         workers = Workers([], config.workers or count_cores(), sample_timeout=config.sample_timeout)
@@ -169,6 +171,8 @@ class _Server:
             queue_requests=config.queue_requests,
             lending=lending,
         )
+        if keys is not None:
+            service.may_read = keys.clients.may_read
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         try:
             async with self._http(service) as http:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,8 @@ class Service:
         self.name, self.nonce = name, secrets.token_hex(8)
         self.progress = "starting"
         self._software, self._workers, self._lending = software, workers, lending
+        self.may_read: Callable[[str | None, str], bool] = lambda _public, _stream: True
+        """Whether the client with a public key (None where it had to show none) may read a stream."""
         self._streams: dict[str, ServedStream] = {}
         self._row_bytes: dict[str, float] = {}
         self._queue: FairQueue[_Request] = FairQueue(
@@ -173,7 +175,7 @@ class Service:
         self._clients.heard(peer, time.monotonic())
         match message:
             case Hello():
-                self._reply(listener, peer, single, self._greet(peer, message))
+                self._reply(listener, peer, single, self._greet(listener, peer, message))
             case Ping(number=number):
                 self._reply(listener, peer, single, Pong(number=number, nonce=self.nonce))
             case Get():
@@ -181,7 +183,7 @@ class Service:
                 if refused is not None:
                     self._reply(listener, peer, single, refused)
             case GetManifest():
-                self._reply(listener, peer, single, *self._manifest(message))
+                self._reply(listener, peer, single, *self._manifest(self._seen_by(listener, peer), message))
             case Cancel(requests=requests):
                 self._cancel(peer, set(requests))
             case _:
@@ -196,7 +198,12 @@ class Service:
         with contextlib.suppress(BrokenChannelError, ClosedChannelError):
             await listener.send(peer, [encode_chunks(chunks)] if single else chunks)
 
-    def _greet(self, peer: bytes, hello: Hello) -> Message:
+    def _seen_by(self, listener: Listener, peer: bytes) -> dict[str, ServedStream]:
+        """Return the streams that a peer may read; of the others it does not learn that they are there."""
+        public = listener.user(peer)
+        return {name: stream for name, stream in self._streams.items() if self.may_read(public, name)}
+
+    def _greet(self, listener: Listener, peer: bytes, hello: Hello) -> Message:
         if abs(hello.version - PROTOCOL_VERSION) > 1:
             text = (
                 f"this server speaks version {PROTOCOL_VERSION} of the protocol ({self._software}), the client version "
@@ -213,20 +220,22 @@ class Service:
             server=self.name,
             nonce=self.nonce,
             workers=self._workers.count,
-            streams=tuple(stream.info for stream in self._streams.values()),
+            streams=tuple(stream.info for stream in self._seen_by(listener, peer).values()),
             software=self._software,
             shared=None if self._lending is None else self._lending.offer(peer),
         )
 
-    def _refusal(self, request: int, stream: str, data: str, recipe: str | None) -> Refused | None:
-        """Return why a request for a stream cannot be met, if so."""
+    def _refusal(
+        self, streams: dict[str, ServedStream], request: int, stream: str, data: str, recipe: str | None
+    ) -> Refused | None:
+        """Return why a request for a stream cannot be met by one of ``streams``, if so."""
         if self._draining:
             return Refused(request=request, reason="draining", message="the server is shutting down")
         if not self._open:
             return Refused(request=request, reason="indexing", message=self.progress)
-        served = self._streams.get(stream)
+        served = streams.get(stream)
         if served is None:
-            names = ", ".join(sorted(self._streams))
+            names = ", ".join(sorted(streams)) or "none for this client"
             return Refused(
                 request=request, reason="unknown_stream", message=f"no stream {stream!r} here; there are: {names}"
             )
@@ -238,8 +247,8 @@ class Service:
             return Refused(request=request, reason="recipe_differs", message=text)
         return None
 
-    def _manifest(self, asked: GetManifest) -> tuple[Message, list[NDArray[Any]]]:
-        refused = self._refusal(asked.request, asked.stream, asked.data, None)
+    def _manifest(self, streams: dict[str, ServedStream], asked: GetManifest) -> tuple[Message, list[NDArray[Any]]]:
+        refused = self._refusal(streams, asked.request, asked.stream, asked.data, None)
         if refused is not None:
             return refused, []
         manifest = self._streams[asked.stream].manifest
@@ -254,7 +263,7 @@ class Service:
         self, listener: Listener, peer: bytes, single: bool, get: Get, tensors: list[NDArray[Any]]
     ) -> Refused | None:
         """Let a request wait for its turn, or return why it does not."""
-        refused = self._refusal(get.request, get.stream, get.data, get.recipe)
+        refused = self._refusal(self._seen_by(listener, peer), get.request, get.stream, get.data, get.recipe)
         if refused is not None:
             return refused
         wrong = _wrong(tensors, self._streams[get.stream].manifest.block_sizes) or _wrong_numbers(get)

@@ -65,6 +65,11 @@ class ClientFolder:
                 self._complaints.say("folder", f"the folder of clients {self.path} cannot be read: {error}")
         return self._clients
 
+    def may_read(self, public: str | None, stream: str) -> bool:
+        """Say whether the client with this public key is let in and may read a stream. Blocks as `clients` does."""
+        client = self.clients().get(public or "")
+        return client is not None and (client.streams is None or stream in client.streams)
+
     def _read(self, *, strict: bool) -> None:
         files: dict[str, tuple[tuple[int, int, int], tuple[str, Client] | None]] = {}
         try:
