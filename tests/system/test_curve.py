@@ -73,7 +73,7 @@ def test_no_byte_of_a_picture_passes_in_the_clear(
     def passes(url: str, **options: object) -> bytes:
         with (
             RecordingProxy(url) as proxy,
-            RemoteDataset(proxy.url, stream="train", batch_size=32, **options) as dataset,
+            RemoteDataset(proxy.url, stream="train", batch_size=32, shared_memory=False, **options) as dataset,
         ):
             delivered = [bytes(picture) for pictures, _ in dataset for picture in pictures]
             assert sorted(delivered) == sorted(pictures)
