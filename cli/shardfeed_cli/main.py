@@ -13,6 +13,7 @@ from shardfeed_cli.info import info
 from shardfeed_cli.keygen import keygen
 from shardfeed_cli.pack import pack
 from shardfeed_cli.preview import preview
+from shardfeed_cli.push import push
 from shardfeed_cli.serve import serve
 from shardfeed_cli.versions import software
 from shardfeed_wire.errors import ShardfeedError
@@ -42,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, index, pack, info, preview, digest, keygen):
+for _command in (serve, index, pack, info, preview, digest, keygen, push):
     app.command()(_command)
 
 

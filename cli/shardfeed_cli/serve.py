@@ -77,6 +77,12 @@ def serve(
     http_public: Annotated[
         bool, typer.Option("--http-public", help="Allow an HTTP address that other machines reach.")
     ] = False,
+    push: Annotated[
+        list[str] | None,
+        typer.Option(help="Send batches to programs without our protocol: zpush://127.0.0.1:7890; repeatable."),
+    ] = None,
+    push_batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch of each --push.")] = 64,
+    no_push: Annotated[bool, typer.Option("--no-push", help="Send nothing, whatever the file says.")] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart when the configuration or code in the code folder changes.")
     ] = False,
@@ -116,6 +122,7 @@ def serve(
         "cache_dir": cache_dir,
         "http": http,
         "http_public": http_public,
+        "outputs": [{"url": url, "batch_size": push_batch_size} for url in push or []],
     }
     _check_usage(shards or [], config, _given(of_stream) | ({} if stream == "default" else {"stream": stream}))
     if reload and end_with is not None:
@@ -125,7 +132,7 @@ def serve(
         if config is not None:
             from shardfeed_server.config import load_config
 
-            return load_config(config, _given(of_server))
+            return load_config(config, _given(of_server) | ({"outputs": []} if no_push else {}))
         return _config_of(shards or [], stream, _given(of_stream), _given(of_server))
 
     if reload:
@@ -156,11 +163,15 @@ def _check_usage(shards: list[str], config: Path | None, of_stream: dict[str, An
 
 def _config_of(shards: list[str], name: str, of_stream: dict[str, Any], of_server: dict[str, Any]) -> ServerConfig:
     from shardfeed_server.config import ServerConfig, stream_from_options
+    from shardfeed_server.output_config import read_outputs
+    from shardfeed_server.tables import Place
 
     transforms = of_stream.pop("transform_op", [])
     stream = stream_from_options(shards, transforms=transforms, **of_stream)
     if "bind" in of_server:
         of_server["bind"] = tuple(of_server["bind"])
+    if "outputs" in of_server:
+        of_server["outputs"] = read_outputs(of_server["outputs"], Place("--push"))
     return ServerConfig(streams={name: stream}, **of_server)
 
 

@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from shardfeed_server.http_address import check_http
-from shardfeed_server.tables import Place, read_table
+from shardfeed_server.output_config import OutputConfig, check_outputs, read_outputs
+from shardfeed_server.tables import Place, Reader, read_table
 from shardfeed_wire.endpoint import expand_braces, parse_endpoint
 from shardfeed_wire.errors import ConfigError
 from shardfeed_wire.exposure import check_exposure
@@ -97,8 +98,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``queue_requests`` the requests that wait. After ``sample_timeout``
     seconds at one sample a worker is replaced. ``cache_bytes`` bounds the blocks of far shards that are
     kept, in memory or, where given, in the folder ``cache_dir``. ``http`` is where health and figures are,
-    ``off`` for nowhere and None for the default; ``http_public`` allows others to read them. Raises ConfigError
-    for an address that needs ``insecure`` or ``http_public``, no stream, or a bound that is not positive.
+    ``off`` for nowhere and None for the default; ``http_public`` allows others to read them. ``outputs`` are what is
+    sent as plain streams. Raises ConfigError for an address that needs ``insecure`` or ``http_public``, no stream,
+    an output of none of them, or a bound that is not positive.
     """
 
     streams: dict[str, StreamConfig]
@@ -116,6 +118,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str | None = None
     http: str | None = None
     http_public: bool = False
+    outputs: tuple[OutputConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -126,6 +129,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             loopback = parse_endpoint(url).is_loopback
             check_exposure("bind", url, loopback=loopback, insecure=self.insecure, curve=bool(self.curve))
         check_http(self.http, public=self.http_public or self.insecure)
+        check_outputs(self.outputs, self.streams, insecure=self.insecure)
         if self.workers is not None:
             _at_least_one("workers", self.workers)
         _at_least_one("send_bytes", self.send_bytes)
@@ -159,7 +163,11 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
         if isinstance(place := table.get(key), str) and place:
             table[key] = _joined(folder, place)
     table.update(overrides or {})
-    readers = {"streams": lambda value, place: _read_streams(value, place, folder), "bind": _read_bind}
+    readers: dict[str, Reader] = {
+        "streams": lambda value, place: _read_streams(value, place, folder),
+        "bind": _read_bind,
+        "outputs": read_outputs,
+    }
     return read_table(ServerConfig, table, Place(str(file)), readers)
 
 

@@ -19,6 +19,7 @@ from shardfeed_server.config import ServerConfig, StreamConfig
 from shardfeed_server.http_address import OFF
 from shardfeed_server.jobs import StreamSource
 from shardfeed_server.lending import Lending
+from shardfeed_server.outputs import Outputs
 from shardfeed_server.service import REQUEST_LIMITS, ServedStream, Service
 from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
@@ -145,20 +146,24 @@ class _Server:
         if end_with is not None:
             loop.add_reader(end_with, self._told_to_stop)
         keys = load_server_keys(self._config.curve) if self._config.curve else None
-        network = Network(keys)
+        outputs = Outputs(self._config.outputs, list(self._config.streams))
+        network, private = Network(keys), Network()
         listeners: list[Listener] = []
         try:
             listeners += [network.listen(url, REQUEST_LIMITS) for url in self._config.bind]
-            await self._run_on(listeners, keys)
+            listeners += [private.listen(url, REQUEST_LIMITS) for url in outputs.endpoints]
+            await self._run_on(listeners, keys, outputs)
         finally:
             if end_with is not None:
                 loop.remove_reader(end_with)
             for listener in listeners:
                 await listener.close(_LINGER_SECONDS)
             network.close()
+            private.close()
+            outputs.remove()
             _remove_sockets(self._config.bind, folders=end_with is not None)
 
-    async def _run_on(self, listeners: list[Listener], keys: ServerKeys | None) -> None:
+    async def _run_on(self, listeners: list[Listener], keys: ServerKeys | None, outputs: Outputs) -> None:
         config = self._config
         name = config.name or f"{socket.gethostname()}:{parse_endpoint(listeners[0].url).port or os.getpid()}"
         workers = Workers([], config.workers or count_cores(), sample_timeout=config.sample_timeout)
@@ -173,6 +178,7 @@ class _Server:
         )
         if keys is not None:
             service.may_read = keys.clients.may_read
+        service.trusted = listeners[len(config.bind) :]
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         try:
             async with self._http(service) as http:
@@ -183,12 +189,16 @@ class _Server:
                 streams = [await self._describe(workers, source) for source in workers.sources]
                 service.open(streams)
                 infos = tuple(stream.info for stream in streams)
-                urls = tuple(listener.url for listener in listeners)
+                urls = tuple(listener.url for listener in listeners[: len(config.bind)])
                 self._observer.ready(Serving(urls, infos, workers.count, name, http))
+                outputs.start(failed=self._told_to_stop)
                 await self._stop.wait()
                 self._observer.draining()
+                await outputs.stop()
                 await service.drain(_DRAIN_SECONDS)
+                outputs.check()
         finally:
+            await outputs.stop()
             for listener in listeners:
                 await listener.close(_LINGER_SECONDS)
             await asyncio.gather(*receiving, return_exceptions=True)
