@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -139,7 +139,7 @@ def serve(
         from shardfeed_cli.reload import serve_and_reload
 
         raise typer.Exit(serve_and_reload(config, read))
-    _run(read(), end_with)
+    _run(read, end_with)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:
@@ -175,19 +175,20 @@ def _config_of(shards: list[str], name: str, of_stream: dict[str, Any], of_serve
     return ServerConfig(streams={name: stream}, **of_server)
 
 
-def _run(config: ServerConfig, end_with: int | None) -> None:
+def _run(read: Callable[[], ServerConfig], end_with: int | None) -> None:
     from shardfeed_cli.progress import Meter
     from shardfeed_server.serve import Observer
     from shardfeed_server.serve import serve as run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = read()
     with Meter("shards") as meter:
         observer = Observer(
             indexing=lambda stream, done, total: meter.show(f"indexing stream {stream}", done, total),
             ready=lambda serving: _announce(serving, config, meter),
             draining=lambda: print("draining: requests under way are answered, then the server ends", flush=True),
         )
-        run_server(config, observer, end_with=end_with)
+        run_server(config, observer, end_with=end_with, reread=read)
 
 
 def _announce(serving: Serving, config: ServerConfig, meter: Meter) -> None:

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvloop
 
-from shardfeed_server.config import ServerConfig, StreamConfig
+from shardfeed_server.config import ServerConfig
+from shardfeed_server.generation import Preparation, StoppedError
 from shardfeed_server.http_address import OFF
-from shardfeed_server.jobs import StreamSource
 from shardfeed_server.lending import Lending
 from shardfeed_server.outputs import Outputs
-from shardfeed_server.service import REQUEST_LIMITS, ServedStream, Service
-from shardfeed_server.worker_process import WorkFailedError
-from shardfeed_server.workers import Workers
+from shardfeed_server.reloading import Reloading
+from shardfeed_server.service import REQUEST_LIMITS, Service
 from shardfeed_wire.curve import ServerKeys, load_server_keys
 from shardfeed_wire.endpoint import parse_endpoint
-from shardfeed_wire.errors import ConfigError, DataError
 from shardfeed_wire.messages import StreamInfo
 from shardfeed_wire.transport import Listener, Network
-from webdataset.indexing import cached_manifest, root_of
-from webdataset.manifest import Manifest
-from webdataset.remote import is_remote, public_url
-from webdataset.remoteblocks import PATIENCE
-from webdataset.remotemanifest import load_manifest
-from webdataset.shards import ShardReader
 
-__all__ = ["Observer", "Serving", "count_cores", "open_manifest", "serve", "share_cache"]
-
-log = logging.getLogger("shardfeed.server")
+__all__ = ["Observer", "Serving", "serve"]
 
 _DRAIN_SECONDS = 30.0
 _LINGER_SECONDS = 5.0
@@ -67,77 +56,31 @@ class Observer:
     draining: Callable[[], None] = lambda: None
 
 
-class _StoppedError(Exception):
-    """Told to stop while starting."""
-
-
-def serve(config: ServerConfig, observer: Observer, *, end_with: int | None = None) -> None:
+def serve(
+    config: ServerConfig,
+    observer: Observer,
+    *,
+    end_with: int | None = None,
+    reread: Callable[[], ServerConfig] | None = None,
+) -> None:
     """Serve until SIGTERM, SIGINT or, where given, the end of the pipe with descriptor ``end_with``; then drain.
+
+    At SIGHUP the streams are opened anew, by what ``reread`` returns then, or as they were told at first where
+    it is not given.
 
     Blocks. Raises ConfigError or EndpointError for what the configuration says wrongly, ShardError that
     names every bad shard, and SampleError or ShapeError where a stream's first samples cannot be made.
     """
-    with contextlib.suppress(_StoppedError):
-        uvloop.run(_Server(config, observer).run(end_with))
-
-
-def open_manifest(
-    stream: StreamConfig, progress: Callable[[int, int], None] | None = None
-) -> tuple[Manifest, ShardReader]:
-    """Return a stream's manifest, given, cached or made now, and a reader of its shards. Blocks.
-
-    ``progress`` gets the shards scanned, and all. Raises ShardError that names every bad shard, and
-    ConfigError where there is no shard or the manifest given is of other ones.
-    """
-    paths = stream.shard_paths()
-    far = bool(paths) and is_remote(paths[0])
-    if stream.manifest is None:
-        manifest = cached_manifest(
-            paths, block_bytes=stream.block_bytes, exclude_bad=stream.exclude_bad, progress=progress
-        )
-        return manifest, ShardReader(manifest, urls=_urls(paths) if far else None)
-    manifest = load_manifest(stream.manifest)
-    root, names = root_of(paths if far else [str(Path(path).absolute()) for path in paths])
-    known = {*manifest.names, *(left_out.name for left_out in manifest.excluded)}
-    unknown = sorted(set(names) - known if stream.partial else set(names) ^ known)
-    if unknown:
-        raise ConfigError(
-            f"the manifest {public_url(stream.manifest)} is of other shards than those below {root}: "
-            f"{', '.join(unknown[:5])}; make it again with `shardfeed index`"
-        )
-    return manifest, ShardReader(manifest, root, urls=_urls(paths) if far else None, partial=stream.partial)
-
-
-def share_cache(readers: Sequence[ShardReader], config: ServerConfig) -> None:
-    """Divide the cache's bytes among the streams whose shards are far: alike, but to none more than its shards have.
-
-    Raises ConfigError where the cache's folder cannot be used.
-    """
-    far = sorted((reader.far for reader in readers if reader.far is not None), key=lambda blocks: blocks.most_bytes)
-    left = config.cache_bytes
-    for waiting, blocks in zip(range(len(far), 0, -1), far, strict=True):
-        budget = min(left // waiting, blocks.most_bytes)
-        folder = None if config.cache_dir is None else Path(config.cache_dir)
-        # A worker that stays at one row for longer is taken for hung.
-        blocks.set_cache(budget, folder, patience=min(PATIENCE, config.sample_timeout / 2))
-        left -= budget
-
-
-def _urls(paths: Sequence[str]) -> dict[str, str]:
-    """Return what to ask for by the shards' names: a URL may be signed, and a manifest knows no signatures."""
-    return dict(zip(root_of(paths)[1], paths, strict=True))
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    with contextlib.suppress(StoppedError):
+        uvloop.run(_Server(config, observer, reread or (lambda: config)).run(end_with))
 
 
 class _Server:
-    def __init__(self, config: ServerConfig, observer: Observer) -> None:
-        self._config, self._observer = config, observer
+    def __init__(self, config: ServerConfig, observer: Observer, reread: Callable[[], ServerConfig]) -> None:
+        self._config, self._observer, self._reread = config, observer, reread
         self._stop = asyncio.Event()
-        self._stopping = False
+        self._on_stop: Callable[[], None] = lambda: None
+        self._had_terminal = os.isatty(0)
 
     async def run(self, end_with: int | None) -> None:
         loop = asyncio.get_running_loop()
@@ -166,11 +109,9 @@ class _Server:
     async def _run_on(self, listeners: list[Listener], keys: ServerKeys | None, outputs: Outputs) -> None:
         config = self._config
         name = config.name or f"{socket.gethostname()}:{parse_endpoint(listeners[0].url).port or os.getpid()}"
-        workers = Workers([], config.workers or count_cores(), sample_timeout=config.sample_timeout)
         lending = Lending(config.shared_bytes) if config.shared_bytes else None
         service = Service(
             name,
-            workers,
             software=_software(),
             send_bytes=config.send_bytes,
             queue_requests=config.queue_requests,
@@ -180,17 +121,18 @@ class _Server:
             service.may_read = keys.clients.may_read
         service.trusted = listeners[len(config.bind) :]
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
+        preparation = Preparation(service.say_progress, self._observer.indexing)
+        streams = Reloading(service, preparation, config, self._reread)
+        self._on_stop = preparation.stop
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up, streams)
+        reloading: asyncio.Task[None] | None = None
         try:
             async with self._http(service) as http:
-                workers.sources = [await self._source(stream, service) for stream in config.streams]
-                await asyncio.to_thread(share_cache, [source.reader for source in workers.sources], config)
-                service.progress = "starting the workers, which make the first samples"
-                await workers.start()
-                streams = [await self._describe(workers, source) for source in workers.sources]
-                service.open(streams)
-                infos = tuple(stream.info for stream in streams)
+                generation = await streams.start()
+                reloading = asyncio.create_task(streams.run())
+                infos = tuple(stream.info for stream in generation.streams)
                 urls = tuple(listener.url for listener in listeners[: len(config.bind)])
-                self._observer.ready(Serving(urls, infos, workers.count, name, http))
+                self._observer.ready(Serving(urls, infos, generation.workers.count, name, http))
                 outputs.start(failed=self._told_to_stop)
                 await self._stop.wait()
                 self._observer.draining()
@@ -199,11 +141,14 @@ class _Server:
                 outputs.check()
         finally:
             await outputs.stop()
+            if reloading is not None:
+                reloading.cancel()
+                await asyncio.gather(reloading, return_exceptions=True)
             for listener in listeners:
                 await listener.close(_LINGER_SECONDS)
             await asyncio.gather(*receiving, return_exceptions=True)
             await service.close()
-            await workers.stop()
+            await streams.close()
             if lending is not None:
                 lending.close()  # last: what is taken back may be written to by a worker
 
@@ -217,36 +162,16 @@ class _Server:
         async with http_port(self._config.http, service) as url:
             yield url
 
-    async def _source(self, name: str, service: Service) -> StreamSource:
-        def progress(done: int, total: int) -> None:
-            if self._stopping:
-                raise _StoppedError
-            service.progress = f"indexing stream {name!r}, {done * 100 // total} % of its shards"
-            self._observer.indexing(name, done, total)
-
-        stream = self._config.streams[name]
-        manifest, reader = await asyncio.to_thread(open_manifest, stream, progress)
-        for excluded in manifest.excluded:
-            log.warning("stream %r: left out for good: %s", name, excluded.reason)
-        return StreamSource(name, stream, manifest, reader, self._config.code_dir)
-
-    async def _describe(self, workers: Workers, source: StreamSource) -> ServedStream:
-        describing = asyncio.create_task(workers.describe(source.name))
-        stopped = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait([describing, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not describing.done():
-                raise _StoppedError
-            return ServedStream(describing.result(), source.manifest)
-        except WorkFailedError as error:
-            raise DataError(f"stream {source.name!r}: {error}") from None
-        finally:
-            describing.cancel()
-            stopped.cancel()
-
     def _told_to_stop(self) -> None:
-        self._stopping = True
+        self._on_stop()
         self._stop.set()
+
+    def _hung_up(self, streams: Reloading) -> None:
+        """Re-read the configuration; but a terminal that is gone has said the same, and meant that we go, too."""
+        if self._had_terminal and not os.isatty(0):
+            self._told_to_stop()
+        else:
+            streams.ask()
 
 
 def _remove_sockets(urls: tuple[str, ...], *, folders: bool) -> None:

@@ -72,6 +72,7 @@ class _Request:
     index: bytes
     rows: int
     since: float
+    workers: Workers
 
 
 class Service:
@@ -80,7 +81,6 @@ class Service:
     def __init__(
         self,
         name: str,
-        workers: Workers,
         *,
         software: str,
         send_bytes: int,
@@ -90,7 +90,9 @@ class Service:
         """Serve nothing yet; until `open` clients hear ``indexing`` and `progress`."""
         self.name, self.nonce = name, secrets.token_hex(8)
         self.progress = "starting"
-        self._software, self._workers, self._lending = software, workers, lending
+        self._software, self._lending = software, lending
+        self._workers: Workers | None = None
+        self._dispatching: asyncio.Task[None] | None = None
         self.may_read: Callable[[str | None, str], bool] = lambda _public, _stream: True
         """Whether the client with a public key (None where it had to show none) may read a stream."""
         self.trusted: Sequence[Listener] = ()
@@ -101,18 +103,33 @@ class Service:
             unsent_bytes=send_bytes, items_per_job=min(_ITEMS_PER_JOB, queue_requests), items=queue_requests
         )
         self._clients, self._figures = Clients(), Figures()
-        workers.on_death = self._figures.worker_died
         self._cancelled: set[tuple[bytes, int]] = set()
         self._open = self._draining = False
         self._pushed, self._settled = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._underway = 0
 
-    def open(self, streams: Sequence[ServedStream]) -> None:
-        """Begin to answer. The workers must be started."""
-        self._streams = {stream.info.name: stream for stream in streams}
+    def open(self, workers: Workers, streams: Sequence[ServedStream]) -> None:
+        """Begin to answer, or from now on for these streams. The workers must be started.
+
+        What earlier workers were asked they still have to answer; see `answered_by`.
+        """
+        workers.on_death = self._figures.worker_died
+        self._workers, self._streams = workers, {stream.info.name: stream for stream in streams}
         self._open = True
-        self._start(self._dispatch())
+        if self._dispatching is not None:
+            self._dispatching.cancel()
+        self._dispatching = self._start(self._dispatch(workers))
+
+    async def answered_by(self, workers: Workers) -> None:
+        """Return when everything that these workers were to answer is answered and sent."""
+        while workers.entrusted:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def say_progress(self, progress: str) -> None:
+        """Let clients and probes hear how far the start is."""
+        self.progress = progress
 
     @property
     def unready(self) -> str | None:
@@ -126,7 +143,7 @@ class Service:
             name=self.name,
             software=self._software,
             ready=self.unready is None,
-            workers=self._workers.count,
+            workers=0 if self._workers is None else self._workers.count,
             queued=len(self._queue),
             unsent=self._queue.unsent,
             clients=tuple(self._figures.label(job, now) for job in self._clients.jobs(now)),
@@ -159,10 +176,11 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -216,7 +234,7 @@ class Service:
             return Refused(request=0, reason="version_differs", message=text)
         if self._draining:
             return Refused(request=0, reason="draining", message="the server is shutting down")
-        if not self._open:
+        if self._workers is None:
             return Refused(request=0, reason="indexing", message=self.progress)
         self._clients.greet(peer, hello.job, hello.rank, time.monotonic())
         return Welcome(
@@ -278,16 +296,21 @@ class Service:
         client = self._clients.find(peer, now)
         if isinstance(get.waited, Waited):
             self._figures.waited(client.job, client.rank, get.waited, now)
-        request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now)
+        workers = self._workers
+        assert workers is not None, "there are streams, so somebody answers for them"
+        request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now, workers)
         size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))
         if not self._queue.push(client.job, request, size):
             self._figures.refused_busy(get.stream, client.job, now)
             return Refused(request=get.request, reason="busy", message="the queue is full")
+        workers.entrusted += 1
         self._pushed.set()
         return None
 
     def _cancel(self, peer: bytes, numbers: set[int]) -> None:
         waiting = self._queue.remove(lambda request: request.peer == peer and request.get.request in numbers)
+        for request in waiting:
+            request.workers.entrusted -= 1
         done = {request.get.request for request in waiting}
         if self._underway:
             self._cancelled |= {(peer, number) for number in numbers - done}
@@ -295,10 +318,10 @@ class Service:
 
     # Answers
 
-    async def _dispatch(self) -> None:
-        """Hand requests to workers as they have room, in the queue's order."""
+    async def _dispatch(self, workers: Workers) -> None:
+        """Hand requests to workers as these have room, in the queue's order, and to earlier ones what is theirs."""
         while True:
-            await self._workers.room()
+            await workers.room()
             popped = self._queue.pop()
             if popped is None:
                 self._pushed.clear()
@@ -312,7 +335,7 @@ class Service:
     async def _answer(self, job: str, request: _Request, size: int) -> None:
         """Have one request answered, send the answer, and settle its account."""
         try:
-            answered = await self._workers.answer(request.get, request.block, request.index, since=request.since)
+            answered = await request.workers.answer(request.get, request.block, request.index, since=request.since)
             self._queue.correct(job, size, answered.size)
             size = answered.size
             self._learn(request.get.stream, size / request.rows)
@@ -340,6 +363,7 @@ class Service:
         finally:
             self._queue.settle(job, size)
             self._underway -= 1
+            request.workers.entrusted -= 1
             self._cancelled.discard((request.peer, request.get.request))
             if not self._underway:
                 self._cancelled.clear()

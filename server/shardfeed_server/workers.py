@@ -44,6 +44,8 @@ class Workers:
         self._quick_deaths = 0
         self.on_death: Callable[[], None] = lambda: None
         """Called when a worker died."""
+        self.entrusted = 0
+        """Requests that the front has taken for these workers and not settled yet."""
 
     async def start(self) -> None:
         """Start the processes. Returns when the fork server is up, after seconds; they announce themselves later."""
@@ -54,10 +56,10 @@ class Workers:
     def _start_fork_server(self) -> None:
         """Start it with what every worker imports, so that a new worker is there in milliseconds.
 
-        It and its children never see the signals that tell the front to stop, even where a whole
+        It and its children never see the signals that tell the front to stop or to re-read, even where a whole
         process group is told: the front drains, and then they end with it.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
         first = self.context.Process(target=int, daemon=True)
         first.start()
         first.join()

@@ -9,7 +9,7 @@ import pytest
 
 from shardfeed import RemoteDataset
 from shardfeed_server.config import ServerConfig, load_config, stream_from_options
-from shardfeed_server.serve import open_manifest, share_cache
+from shardfeed_server.opening import open_manifest, share_cache
 from shardfeed_wire.errors import ConfigError
 from tests.cli.command import run
 from tests.remote.range_server import RangeServer
