@@ -13,7 +13,7 @@ import numpy as np
 from tests.interop.environments import ROOT
 from tests.photographs import Photographs, write_shards
 
-__all__ = ["CACHE", "arrays", "photographs", "texts"]
+__all__ = ["CACHE", "arrays", "blobs", "photographs", "texts"]
 
 CACHE = ROOT / ".cache"
 SHARDS = 8
@@ -56,6 +56,17 @@ def texts(count: int) -> list[Path]:
             yield f"{number:07d}", {"txt": f"sample {number} ".ljust(100, ".").encode(), "cls": _cls(number)}
 
     return _shards(f"texts-{count}", samples)
+
+
+def blobs(count: int) -> list[Path]:
+    """Return shards of 100,000 random bytes, as ``bin`` and ``cls``."""
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        random = np.random.default_rng(0)
+        for number in range(count):
+            yield f"{number:06d}", {"bin": random.bytes(100_000), "cls": _cls(number)}
+
+    return _shards(f"blobs-{count}", samples)
 
 
 def _cls(number: int) -> bytes:

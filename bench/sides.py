@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bench.environments import Peer, python_of
 from bench.programs.rounds import digest
 
-__all__ = ["CORES", "Program", "Side", "alternate", "median", "opened", "ratio", "rows_apart"]
+__all__ = ["CORES", "Program", "Side", "alternate", "median", "opened", "ratio", "rows_apart", "same_rows"]
 
 CORES = len(os.sched_getaffinity(0))
 PROGRAMS = Path(__file__).parent / "programs"
@@ -142,6 +142,14 @@ def rows_apart(one: Side, other: Side, numbers: Sequence[int], most: int, mean: 
     assert greatest <= most, f"{other.name} is {greatest} levels from {one.name}"
     assert average <= mean, f"{other.name} is on average {average:.2f} levels from {one.name}"
     return greatest, average
+
+
+def same_rows(one: Side, other: Side, numbers: Sequence[int]) -> None:
+    """Raise AssertionError unless both sides bring the same rows."""
+    rows, others = one.rows(numbers), other.rows(numbers)
+    assert rows.keys() == others.keys() == {str(number) for number in numbers}
+    for number, row in rows.items():
+        assert np.array_equal(row, others[number]), f"sample {number} of {other.name} is not that of {one.name}"
 
 
 def median(values: Iterable[float]) -> float:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from bench.data import arrays
 from bench.environments import ARROW, TENSORCOM
 from bench.results import Result, main
-from bench.sides import Program, alternate, opened, rows_apart
+from bench.sides import Program, alternate, opened, same_rows
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -32,7 +32,7 @@ def measure(rounds: int = 5, *, samples: int = 8192, peers: bool = True) -> Resu
             peers=peers,
         )
         for other in others:
-            rows_apart(ours, other, range(0, samples, max(1, samples // 16)), most=0, mean=0)
+            same_rows(ours, other, range(0, samples, max(1, samples // 16)))
         outcomes = alternate(sides, rounds, samples)
     result = Result(
         "transport",
