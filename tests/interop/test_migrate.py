@@ -122,3 +122,17 @@ def test_tensorcom_receives_what_the_pages_program_sends(peer: Path, folder: Pat
         finally:
             process.kill()
     assert said == "(2, 32, 32, 3) uint8 [0, 1]\n(2, 32, 32, 3) uint8 [2, 3]\n"
+
+
+@pytest.mark.peers
+@pytest.mark.timeout(240)
+def test_the_pages_trainer_receives_what_tensorcom_sends(peer: Path, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    sender, receiver = (code.replace("7890", port) for _, code in blocks("tensorcom.md")[2:4])
+    with subprocess.Popen([peer, "-W", "ignore", "-c", sender], cwd="/") as process:
+        try:
+            said = run_block("python", receiver, folder)
+        finally:
+            process.kill()
+    assert said == "".join(f"torch.Size([2, 32, 32, 3]) torch.uint8 [{number}, 5]\n" for number in (0, 1))
