@@ -9,9 +9,25 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "Pace"]
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+class Pace:
+    """Says when a line is due: every five seconds, the first after as many."""
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self._said = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether a line is due; the next one then is so many seconds later."""
+        now = time.monotonic()
+        if now - self._said < _SECONDS_BETWEEN_LINES:
+            return False
+        self._said = now
+        return True
 
 
 class Meter:
@@ -22,14 +38,13 @@ class Meter:
         self._unit = unit
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._said = time.monotonic()
+        self._pace = Pace()
 
     def show(self, what: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` are done of ``what``. Does not block but for the terminal."""
         if sys.stderr.isatty():
             self._move_bar(what, done, total)
-        elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        elif self._pace.due():
             print(f"{what}: {done:,} of {total:,} {self._unit}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

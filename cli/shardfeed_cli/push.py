@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from shardfeed_cli.logs import show_logs
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import ConfigError
 
@@ -75,7 +76,7 @@ def push(
     orphaned = threading.Event()
     if end_with is not None:
         threading.Thread(target=_end_with, args=(end_with, orphaned), name="end-with", daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    show_logs(as_json=False)
     try:
         described = _describe(endpoints, stream, timeout, curve)
         names = info or (_names(described) if infos else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +10,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from shardfeed_wire.errors import ShardfeedError
 
 if TYPE_CHECKING:
     from shardfeed_cli.progress import Meter
@@ -83,6 +85,9 @@ def serve(
     ] = None,
     push_batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch of each --push.")] = 64,
     no_push: Annotated[bool, typer.Option("--no-push", help="Send nothing, whatever the file says.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log JSON on stderr, one line an event, and print nothing else.")
+    ] = False,
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart when the configuration or code in the code folder changes.")
     ] = False,
@@ -139,7 +144,7 @@ def serve(
         from shardfeed_cli.reload import serve_and_reload
 
         raise typer.Exit(serve_and_reload(config, read))
-    _run(read, end_with)
+    _run(read, end_with, log_json=log_json)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:
@@ -175,20 +180,62 @@ def _config_of(shards: list[str], name: str, of_stream: dict[str, Any], of_serve
     return ServerConfig(streams={name: stream}, **of_server)
 
 
-def _run(read: Callable[[], ServerConfig], end_with: int | None) -> None:
+def _run(read: Callable[[], ServerConfig], end_with: int | None, *, log_json: bool) -> None:
+    from shardfeed_cli.logs import show_logs
+
+    show_logs(as_json=log_json)
+    if log_json:
+        _run_logging(read, end_with)
+    else:
+        _run_printing(read, end_with)
+
+
+def _run_printing(read: Callable[[], ServerConfig], end_with: int | None) -> None:
+    """Say on stdout, for a person, what is served."""
     from shardfeed_cli.progress import Meter
     from shardfeed_server.serve import Observer
     from shardfeed_server.serve import serve as run_server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = read()
     with Meter("shards") as meter:
         observer = Observer(
             indexing=lambda stream, done, total: meter.show(f"indexing stream {stream}", done, total),
             ready=lambda serving: _announce(serving, config, meter),
-            draining=lambda: print("draining: requests under way are answered, then the server ends", flush=True),
+            draining=_say_draining,
         )
         run_server(config, observer, end_with=end_with, reread=read)
+
+
+def _run_logging(read: Callable[[], ServerConfig], end_with: int | None) -> None:
+    """Say everything as events in the log, the error that ends the server too."""
+    from shardfeed_cli.progress import Pace
+    from shardfeed_server.events import logger
+    from shardfeed_server.serve import Observer
+    from shardfeed_server.serve import serve as run_server
+
+    log, pace = logger("shardfeed.server"), Pace()
+
+    def indexing(stream: str, done: int, total: int) -> None:
+        if pace.due():
+            log.info("indexing", stream=stream, shards=done, of=total)
+
+    def ready(serving: Serving) -> None:
+        streams = {stream.name: {"samples": stream.samples, "shards": stream.shards} for stream in serving.streams}
+        log.info(
+            "serving",
+            server=serving.name,
+            workers=serving.workers,
+            endpoints=list(serving.endpoints),
+            http=serving.http,
+            streams=streams,
+        )
+
+    try:
+        observer = Observer(indexing=indexing, ready=ready, draining=lambda: log.info("draining"))
+        run_server(read(), observer, end_with=end_with, reread=read)
+    except ShardfeedError as error:
+        log.error(str(error))
+        raise typer.Exit(1) from None
 
 
 def _announce(serving: Serving, config: ServerConfig, meter: Meter) -> None:
@@ -201,6 +248,11 @@ def _announce(serving: Serving, config: ServerConfig, meter: Meter) -> None:
     text = "\n".join(announce(serving, given))
     # Colours on a terminal only; lines are never wrapped, and nothing in them is markup.
     Console(soft_wrap=True, markup=False, emoji=False).print(text)
+
+
+def _say_draining() -> None:
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        print("draining: requests under way are answered, then the server ends", flush=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,12 +7,12 @@ until it has answered what it was asked.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardfeed_server.config import ServerConfig
+from shardfeed_server.events import logger
 from shardfeed_server.jobs import StreamSource
 from shardfeed_server.opening import open_manifest, share_cache
 from shardfeed_server.service import ServedStream
@@ -22,7 +22,7 @@ from shardfeed_wire.errors import DataError
 
 __all__ = ["Generation", "Preparation", "StoppedError", "count_cores"]
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class StoppedError(Exception):
@@ -80,7 +80,7 @@ class Preparation:
         stream = config.streams[name]
         manifest, reader = await asyncio.to_thread(open_manifest, stream, progress)
         for excluded in manifest.excluded:
-            log.warning("stream %r: left out for good: %s", name, excluded.reason)
+            log.warning("a shard is left out for good", stream=name, reason=excluded.reason)
         return StreamSource(name, stream, manifest, reader, config.code_dir)
 
     async def _describe(self, workers: Workers, source: StreamSource) -> ServedStream:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from shardfeed_server.events import logger
 from shardfeed_server.exposition import expose
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.http_address import DEFAULT, OFF, parse_http
@@ -25,7 +25,7 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _INDEX = "shardfeed, a loader server\n/healthz: it lives\n/readyz: it serves, or why not\n/metrics: for Prometheus\n"
 _END_SECONDS = 1.0
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class Reporter(Protocol):
@@ -95,10 +95,9 @@ def _listen(address: str | None) -> socket.socket:
             ) from error
     sock = _bind(f"{parse_http(DEFAULT).host}:0")
     log.warning(
-        "port %d is taken, by another server as it seems: health and figures are at port %d instead; "
-        "`--http` chooses one",
-        parse_http(DEFAULT).port,
-        sock.getsockname()[1],
+        "the usual HTTP port is taken, by another server as it seems; `--http` chooses one",
+        taken=parse_http(DEFAULT).port,
+        port=sock.getsockname()[1],
     )
     return sock
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import socket
 from collections import OrderedDict
 
+from shardfeed_server.events import logger
 from shardfeed_server.slots import Slot
 from shardfeed_server.worker_process import Answered
 from shardfeed_wire import sharing
@@ -34,7 +34,7 @@ _MOST_TOKENS = 65_536
 _BACKLOG = 128
 _AGAIN = 1.0
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class Lending:
@@ -93,7 +93,7 @@ class Lending:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:  # no descriptor left: it would stay readable
-            log.warning("a client that asks for shared memory is left waiting: %s", error)
+            log.warning("a client that asks for shared memory is left waiting", error=str(error))
             self._loop.remove_reader(self._socket)
             self._loop.call_later(_AGAIN, self._listen_again)
             return

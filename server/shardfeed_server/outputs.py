@@ -9,7 +9,6 @@ receiver nor a fault in it can hold up the front.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shardfeed_server.events import logger
 from shardfeed_server.output_config import OutputConfig
 from shardfeed_wire.errors import ShardfeedError
 
@@ -25,7 +25,7 @@ __all__ = ["Outputs"]
 _PAUSE_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class Outputs:
@@ -102,5 +102,5 @@ class Outputs:
                 )
             if status == 0:
                 return
-            log.warning("output %s: its process was killed by signal %d; it is started again", output.url, -status)
+            log.warning("an output's process was killed and is started again", output=output.url, signal=-status)
             await asyncio.sleep(_PAUSE_SECONDS)

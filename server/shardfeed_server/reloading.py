@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from shardfeed_server.config import ServerConfig
+from shardfeed_server.events import logger
 from shardfeed_server.generation import Generation, Preparation, StoppedError
 from shardfeed_server.service import ServedStream, Service
 from shardfeed_wire.errors import ShardfeedError
@@ -18,7 +18,7 @@ __all__ = ["Reloading"]
 _REREAD = ("streams", "code_dir", "workers", "sample_timeout", "cache_bytes", "cache_dir")
 """The keys that make a generation; a change of the others needs a restart."""
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class Reloading:
@@ -53,7 +53,7 @@ class Reloading:
             except StoppedError:
                 return
             except ShardfeedError as error:
-                log.error("the configuration was not re-read: %s; the streams stay as they are", error)
+                log.error("the configuration was not re-read; the streams stay as they are", error=str(error))
             except Exception:
                 log.exception("the configuration was not re-read, by a defect; the streams stay as they are")
 
@@ -73,14 +73,14 @@ class Reloading:
         config = await asyncio.to_thread(self._reread)
         for key in (field.name for field in msgspec.structs.fields(ServerConfig)):
             if key not in _REREAD and getattr(config, key) != getattr(self._config, key):
-                log.warning("%s changed, which needs a restart of the server; it stays as it is", key)
+                log.warning("a key changed that needs a restart of the server; it stays as it is", key=key)
         old = self._generations[-1]
         new = await self._preparation.make(config)
         self._serve(new)
         task = asyncio.create_task(self._retire(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        log.info("the configuration was re-read: %s", _difference(old.streams, new.streams))
+        log.info("the configuration was re-read", **_difference(old.streams, new.streams))
 
     async def _retire(self, generation: Generation) -> None:
         await self._service.answered_by(generation.workers)
@@ -88,8 +88,8 @@ class Reloading:
         self._generations.remove(generation)
 
 
-def _difference(old: Iterable[ServedStream], new: Iterable[ServedStream]) -> str:
-    """Say in words which streams are new, gone, other ones under the same name, and the same."""
+def _difference(old: Iterable[ServedStream], new: Iterable[ServedStream]) -> dict[str, str]:
+    """Say which streams are new, other ones under the same name, gone, and the same."""
     before, after = ({stream.info.name: stream.info for stream in streams} for streams in (old, new))
     changed = [
         name
@@ -100,6 +100,6 @@ def _difference(old: Iterable[ServedStream], new: Iterable[ServedStream]) -> str
         "new": after.keys() - before.keys(),
         "changed": changed,
         "gone": before.keys() - after.keys(),
-        "as before": before.keys() & after.keys() - set(changed),
+        "same": before.keys() & after.keys() - set(changed),
     }
-    return "; ".join(f"{word}: {', '.join(sorted(names))}" for word, names in parts.items() if names)
+    return {word: " ".join(sorted(names)) for word, names in parts.items() if names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardfeed_server.clients import Clients
+from shardfeed_server.events import logger
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.lending import Lending
@@ -51,7 +51,7 @@ REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256)
 _FIRST_ROW_BYTES = 150_000
 _ITEMS_PER_JOB = 1_024
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 
+from shardfeed_server.events import logger
 from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
 from shardfeed_server.strikes import Strikes, WorkerDiedError
 from shardfeed_server.worker_process import Answered, WaitingJob, WorkerProcess, WorkFailedError
@@ -23,7 +23,7 @@ _AHEAD = 2
 
 _WATCH = 1.0
 
-log = logging.getLogger("shardfeed.server")
+log = logger("shardfeed.server")
 
 
 class Workers:
@@ -133,7 +133,7 @@ class Workers:
             return
         job_number, row = process.progress.read()
         cause = process.bury(self._sample_timeout)
-        log.warning("a worker died (%s) and is replaced", cause)
+        log.warning("a worker died and is replaced", cause=cause)
         self.on_death()
         for number, asked in process.asked.items():
             asked.set_exception(WorkerDiedError(cause, row if number == job_number else Progress.BETWEEN))
