@@ -29,7 +29,7 @@ def measure(rounds: int = 5, *, samples: int = 2048, peers: bool = True) -> Resu
         ours, *others = sides = opened(
             stack,
             [
-                Program("shardfeed", "ours", (server.url, size)),
+                Program("shardfeed", "ours", (server.url, size, "tcp")),
                 Program("bare loop", "bare_decode", (CORES, size, *shards)),
                 Program("webdataset", "webdataset_loader", (CORES, size, *shards), WEBDATASET),
                 Program("DALI", "dali_loader", (CORES, size, *shards), DALI),

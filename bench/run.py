@@ -18,6 +18,7 @@ __all__ = ["QUICK", "ROWS", "load"]
 ROWS = (
     "decode",
     "transport",
+    "samehost",
     "small",
     "reading",
     "server_memory",

@@ -31,7 +31,7 @@ def measure(rounds: int = 5, *, samples: int = 2048, epochs: int = 20, peers: bo
         server = stack.enter_context(
             Loader.of(shards, "--fields", "npy cls", "--workers", str(CORES), "--send-bytes", str(BUDGET))
         )
-        (reader,) = opened(stack, [Program("reader", "ours", (server.url, size))], peers=peers)
+        (reader,) = opened(stack, [Program("reader", "ours", (server.url, size, "tcp"))], peers=peers)
         idle = _megabytes(server)
         after = []
         for _ in range(epochs):

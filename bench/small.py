@@ -24,7 +24,7 @@ def measure(rounds: int = 5, *, samples: int = 65_536, peers: bool = True) -> Re
         sides = opened(
             stack,
             [
-                Program("shardfeed", "ours", (server.url, size)),
+                Program("shardfeed", "ours", (server.url, size, "tcp")),
                 Program("webdataset", "webdataset_texts", (CORES, size, *shards), WEBDATASET),
             ],
             peers=peers,

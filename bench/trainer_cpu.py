@@ -22,7 +22,7 @@ def measure(rounds: int = 5, *, samples: int = 8192, peers: bool = True) -> Resu
         server = stack.enter_context(Loader.of(shards, "--fields", "npy cls"))
         sides = opened(
             stack,
-            [Program("shardfeed", "ours", (server.url, size)), Program("raw pyzmq", "raw_zmq", (file, size))],
+            [Program("shardfeed", "ours", (server.url, size, "tcp")), Program("raw pyzmq", "raw_zmq", (file, size))],
             peers=peers,
         )
         outcomes = alternate(sides, rounds, samples)

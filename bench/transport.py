@@ -24,7 +24,7 @@ def measure(rounds: int = 5, *, samples: int = 8192, peers: bool = True) -> Resu
         ours, *others = sides = opened(
             stack,
             [
-                Program("shardfeed", "ours", (server.url, size)),
+                Program("shardfeed", "ours", (server.url, size, "tcp")),
                 Program("raw pyzmq", "raw_zmq", (file, size)),
                 Program("Arrow Flight", "arrow_flight", (file, size), ARROW),
                 Program("tensorcom", "tensorcom_multipart", (file, size), TENSORCOM),

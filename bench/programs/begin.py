@@ -20,17 +20,17 @@ def first_batch(dataset: RemoteDataset) -> float:
 
 def measure(url: str, batch_size: int) -> dict[str, float]:
     said = {}
-    with RemoteDataset(url, batch_size=batch_size) as dataset:
+    with RemoteDataset(url, batch_size=batch_size, shared_memory=False) as dataset:
         said["fresh"] = first_batch(dataset)
-    with RemoteDataset(url, batch_size=batch_size) as dataset:
+    with RemoteDataset(url, batch_size=batch_size, shared_memory=False) as dataset:
         batches = iter(dataset)
         for _ in itertools.islice(batches, len(dataset) // 2):
             pass
         state: dict[str, Any] = dataset.state_dict()
-    with RemoteDataset(url, batch_size=batch_size) as dataset:
+    with RemoteDataset(url, batch_size=batch_size, shared_memory=False) as dataset:
         dataset.load_state_dict(state)
         said["resumed"] = first_batch(dataset)
-    with RemoteDataset(url, batch_size=batch_size) as dataset:
+    with RemoteDataset(url, batch_size=batch_size, shared_memory=False) as dataset:
         arrivals = []
         for _ in range(2):
             arrivals += [time.perf_counter() for _ in dataset]

@@ -1,4 +1,8 @@
-"""shardfeed's side: a `RemoteDataset` over a server that runs already. Arguments: its URL, and the batch size."""
+"""shardfeed's side: a `RemoteDataset` over a server that runs already.
+
+Arguments: its URL, the batch size, and ``tcp`` or ``shared``: how answers come. With ``touch`` behind them a byte
+of each page of a batch is read, since memory that is only borrowed costs nothing until then.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,18 @@ from typing import Any
 from rounds import answer
 from shardfeed import RemoteDataset
 
+PAGE = 4096
+
 
 def main() -> None:
-    url, batch_size = sys.argv[1], int(sys.argv[2])
-    with RemoteDataset(url, batch_size=batch_size) as dataset:
+    url, batch_size, path, *touch = sys.argv[1:]
+    with RemoteDataset(url, batch_size=int(batch_size), shared_memory=path == "shared") as dataset:
 
         def one_pass(look: bool) -> Iterator[tuple[Any, Any]]:
-            yield from dataset
+            for rows, numbers in dataset:
+                if touch:
+                    rows.view(-1)[::PAGE].sum()
+                yield rows, numbers
 
         answer(one_pass)
 

@@ -17,6 +17,7 @@ from tests.requirements import require
 SMALL: dict[str, dict[str, Any]] = {
     "decode": {"samples": 32},
     "transport": {"samples": 32},
+    "samehost": {"samples": 32},
     "small": {"samples": 64},
     "reading": {"samples": 16},
     "server_memory": {"samples": 32, "epochs": 2},

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.command import COMMAND, run
 
-COMMANDS = ("serve", "index", "pack", "info", "preview")
+COMMANDS = ("serve", "index", "pack", "info", "preview", "bench")
 
 
 def test_help_names_every_command_and_needs_no_torch() -> None:
