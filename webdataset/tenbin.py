@@ -7,15 +7,14 @@ Whatever is malformed is a ``TenbinError``, which is a ValueError.
 
 from __future__ import annotations
 
-import errno
 import os
-import socket as sockets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Any, Protocol
 
 from shardfeed_wire.errors import ConfigError, TenbinError
+from shardfeed_wire.sctp_message import receive_message, send_message
 from shardfeed_wire.tenbin import (
     ALIGNMENT,
     MAGIC,
@@ -49,9 +48,6 @@ __all__ = [
 
 _FRAME = Struct("<8sq")
 _PIECE = 1 << 20
-_PART = 1 << 20
-# Linux: this part of what was received is not data but an event of the association.
-_MSG_NOTIFICATION = 0x8000
 
 
 class _WritesBytes(Protocol):
@@ -179,16 +175,7 @@ def sctp_send(socket: Any, dest: tuple[str, int], l: Iterable[Any], infos: Seque
     :raises TenbinError: one cannot be encoded.
     :raises ConfigError: the message is larger than the socket's send buffer; how to raise that is said.
     """
-    message = encode_buffer(l, infos)
-    try:
-        socket.sctp_send(message, to=dest)
-    except OSError as error:
-        if error.errno != errno.EMSGSIZE:
-            raise
-        raise ConfigError(
-            f"a message of {len(message)} bytes is larger than the SCTP socket's send buffer: "
-            "raise SO_SNDBUF of the socket, and net.core.wmem_max, above that"
-        ) from error
+    send_message(socket, dest, encode_buffer(l, infos))
 
 
 def sctp_recv(socket: Any, infos: Infos = False, maxsize: int = 100000000) -> Any:
@@ -204,32 +191,7 @@ def sctp_recv(socket: Any, infos: Infos = False, maxsize: int = 100000000) -> An
     :returns: little-endian arrays, writable; with ``infos=True``, they and their names.
     :raises TenbinError: the message is not tenbin, larger, ends early, or has other names than ``infos``.
     """
-    is_stream = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_TYPE) == sockets.SOCK_STREAM
-    if not is_stream or not socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN):
-        message = _receive_parts(socket, maxsize)
-    else:
-        client, _ = socket.accept()
-        try:
-            message = _receive_parts(client, maxsize)
-        finally:
-            client.close()
-    return decode_buffer(message, infos)
-
-
-def _receive_parts(socket: Any, maxsize: int) -> bytearray:
-    """Put a message together: Linux gives a large one in parts, the last of them flagged."""
-    message = bytearray()
-    while True:
-        _, flags, part, _ = socket.sctp_recv(min(_PART, maxsize + 1 - len(message)))
-        if flags & _MSG_NOTIFICATION:
-            continue
-        message += part
-        if len(message) > maxsize:
-            raise TenbinError(f"an SCTP message has more than maxsize = {maxsize} bytes")
-        if flags & sockets.MSG_EOR:
-            return message
-        if not part:
-            raise TenbinError(f"the SCTP association ended after {len(message)} bytes of a message")
+    return decode_buffer(receive_message(socket, maxsize), infos)
 
 
 def _check_name(fname: str | os.PathLike[str], nocheck: bool) -> None:

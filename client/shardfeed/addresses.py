@@ -34,10 +34,18 @@ async def resolve(endpoints: list[str]) -> list[str]:
 
 async def _addresses(url: str) -> list[str]:
     endpoint = parse_endpoint(url)
-    if endpoint.path or _is_address(endpoint.host):
+    if endpoint.path or all(map(_is_address, endpoint.hosts)):
         return [str(endpoint)]
+    if len(endpoint.hosts) > 1:  # several addresses of one server, each of which may be a name
+        first = [await _first_address(host, endpoint.port) for host in endpoint.hosts]
+        return [str(replace(endpoint, host=",".join(first)))]
     found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     return [str(replace(endpoint, host=str(address[0]))) for *_, address in found]
+
+
+async def _first_address(host: str, port: int) -> str:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return str(found[0][4][0])
 
 
 def _is_address(host: str) -> bool:

@@ -1,10 +1,8 @@
-"""The documented ``tenbin`` module: files, streams, ZeroMQ, and SCTP by stand-ins for its sockets."""
+"""The documented ``tenbin`` module: files, streams and ZeroMQ; SCTP is in tests/sctp/inside."""
 
 from __future__ import annotations
 
-import errno
 import io
-import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,75 +106,3 @@ def test_zmq_messages_of_one_part_and_of_many_come_back_equal(pair: tuple[Any, A
     one.send(b"nonsense")
     with pytest.raises(TenbinError):
         tenbin.zrecv_single(other)
-
-
-class SctpSocket:
-    """What the functions use of a pysctp socket; a kernel with SCTP runs the real ones."""
-
-    def __init__(self, kind: int, listening: bool = False, limit: int = 1 << 30, part: int = 100) -> None:
-        self.kind, self.listening, self.limit, self.part = kind, listening, limit, part
-        self.inbox: list[tuple[int, bytes]] = []
-        self.sent_to: Any = None
-        self.closed = False
-        self.client: SctpSocket | None = None
-
-    def getsockopt(self, level: int, option: int) -> int:
-        assert level == socket.SOL_SOCKET
-        return {socket.SO_TYPE: self.kind, socket.SO_ACCEPTCONN: int(self.listening)}[option]
-
-    def sctp_send(self, message: bytes, to: Any) -> int:
-        if len(message) > self.limit:
-            raise OSError(errno.EMSGSIZE, "Message too long")
-        self.sent_to = to
-        self.inbox.append((0x8000, b"an event"))
-        for at in range(0, len(message), self.part):
-            last = at + self.part >= len(message)
-            self.inbox.append((socket.MSG_EOR if last else 0, message[at : at + self.part]))
-        return len(message)
-
-    def sctp_recv(self, size: int) -> tuple[Any, int, bytes, Any]:
-        flags, part = self.inbox.pop(0) if self.inbox else (0, b"")
-        if len(part) > size:
-            self.inbox.insert(0, (flags, part[size:]))
-            flags, part = flags & 0x8000, part[:size]
-        return ("", 0), flags, part, None
-
-    def accept(self) -> tuple[SctpSocket, Any]:
-        assert self.client is not None
-        return self.client, ("", 0)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_sctp_messages_in_parts_are_put_together() -> None:
-    many = SctpSocket(socket.SOCK_SEQPACKET, listening=True)
-    tenbin.sctp_send(many, ("host", 7881), ARRAYS, infos=NAMES)
-    assert many.sent_to == ("host", 7881)
-    assert_same(tenbin.sctp_recv(many, infos=NAMES))
-
-
-def test_a_listening_one_to_one_socket_accepts_and_closes() -> None:
-    listener, client = SctpSocket(socket.SOCK_STREAM, listening=True), SctpSocket(socket.SOCK_STREAM)
-    listener.client = client
-    tenbin.sctp_send(client, ("host", 7881), ARRAYS)
-    assert_same(tenbin.sctp_recv(listener))
-    assert client.closed
-    assert not listener.closed
-
-
-def test_sctp_messages_above_the_limits_are_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"SO_SNDBUF.*net\.core\.wmem_max"):
-        tenbin.sctp_send(SctpSocket(socket.SOCK_STREAM, limit=100), ("host", 1), ARRAYS)
-    connected = SctpSocket(socket.SOCK_STREAM, part=60)
-    tenbin.sctp_send(connected, ("host", 1), ARRAYS)
-    with pytest.raises(TenbinError, match="more than maxsize = 99 bytes"):
-        tenbin.sctp_recv(connected, maxsize=99)
-
-
-def test_an_association_that_ends_inside_a_message_is_an_error() -> None:
-    connected = SctpSocket(socket.SOCK_STREAM)
-    tenbin.sctp_send(connected, ("host", 1), ARRAYS)
-    connected.inbox.pop()
-    with pytest.raises(TenbinError, match="ended after"):
-        tenbin.sctp_recv(connected)

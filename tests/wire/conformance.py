@@ -67,8 +67,10 @@ class Arena:
                 await closing
 
 
-def run(check: Check, url: Callable[[], str]) -> None:
-    """Run one check in an event loop of its own."""
+def run(
+    check: Check, url: Callable[[], str], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> None:
+    """Run one check in an event loop of its own, asyncio's unless said otherwise."""
 
     async def within() -> None:
         network = Network()
@@ -79,7 +81,8 @@ def run(check: Check, url: Callable[[], str]) -> None:
             await arena.close()
             network.close()
 
-    asyncio.run(within())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(within())
 
 
 async def soon(awaitable: Awaitable[T], seconds: float = DEADLINE) -> T:

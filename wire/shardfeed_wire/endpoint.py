@@ -20,7 +20,8 @@ class Endpoint:
     """One endpoint, taken apart.
 
     ``scheme`` is ``tcp``, ``ipc``, ``sctp`` ...; ``host`` and ``port`` are set for network schemes
-    (an IPv6 host without its brackets), ``path`` for ``ipc``.
+    (an IPv6 host without its brackets), ``path`` for ``ipc``. For ``sctp`` ``host`` may be several
+    addresses of one machine, with commas between them; ``hosts`` takes them apart.
     """
 
     scheme: str
@@ -32,22 +33,31 @@ class Endpoint:
         """Write the URL that parses back to this endpoint."""
         if self.path:
             return f"{self.scheme}://{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = ",".join(f"[{host}]" if ":" in host else host for host in self.hosts)
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of one machine that ``host`` names."""
+        return tuple(self.host.split(","))
+
+    @property
     def is_loopback(self) -> bool:
-        """Whether only processes of this machine can reach it."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        """Whether only processes of this machine can reach it, by any of its addresses."""
+        return bool(self.path) or all(map(_is_loopback, self.hosts))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_endpoint(url: str) -> Endpoint:
-    """Take one URL apart: ``tcp://host:port``, ``sctp://host:port`` or ``ipc:///path``.
+    """Take one URL apart: ``tcp://host:port``, ``sctp://host,host:port`` or ``ipc:///path``.
 
     Raises EndpointError, with the URL and what to write, for anything else.
     """
@@ -63,11 +73,21 @@ def parse_endpoint(url: str) -> Endpoint:
         raise EndpointError(
             f"endpoint {url!r} needs a host and a port (0 to 65535); write for example {scheme}://127.0.0.1:7880"
         )
+    hosts = host.split(",")
+    if len(hosts) > 1 and (scheme != "sctp" or not all(hosts)):
+        raise EndpointError(
+            f"endpoint {url!r}: only sctp:// takes several addresses of one machine, with commas between them; give "
+            "several servers as several endpoints, or in braces"
+        )
+    return Endpoint(scheme, host=",".join(_without_brackets(host, url, scheme, port) for host in hosts), port=int(port))
+
+
+def _without_brackets(host: str, url: str, scheme: str, port: str) -> str:
     if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
+        return host[1:-1]
+    if ":" in host:
         raise EndpointError(f"endpoint {url!r}: put an IPv6 address in brackets, as in {scheme}://[::1]:{port}")
-    return Endpoint(scheme, host=host, port=int(port))
+    return host
 
 
 def expand_endpoints(endpoints: str | Iterable[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """The seam between the protocol and a network: Transport, Listener and Channel, and who serves which URL scheme.
 
 A transport carries messages, each a list of chunks, whole and in order between one client and one
-server. It knows nothing of what they hold. Contracts stand in the docstrings here, and one
+server: in the order in which their sends return, so that a small message may overtake a large one
+whose send is still under way. It knows nothing of what they hold. Contracts stand in the docstrings here, and one
 conformance suite holds every transport to them. All coroutines run in one asyncio event loop and no
 method may be called from another thread.
 """
@@ -122,7 +123,7 @@ class Transport(abc.ABC):
         """Release what is shared. All listeners and channels must be closed. Idempotent."""
 
 
-_modules = {"tcp": "shardfeed_wire.zeromq", "ipc": "shardfeed_wire.zeromq"}
+_modules = {"tcp": "shardfeed_wire.zeromq", "ipc": "shardfeed_wire.zeromq", "sctp": "shardfeed_wire.sctp"}
 _factories: dict[str, Callable[[], Transport]] = {}
 
 

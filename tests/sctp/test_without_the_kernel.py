@@ -1,0 +1,46 @@
+"""Where the kernel has no SCTP the error says so, and what to do, when a server starts and when a client connects."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from shardfeed_wire.errors import EndpointError
+from shardfeed_wire.transport import Limits, Network
+from tests.system.loaders import Loader
+
+LIMITS = Limits(frame_bytes=1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def no_sctp() -> None:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError as error:
+        assert error.errno == errno.EPROTONOSUPPORT  # noqa: PT017
+    else:
+        pytest.skip("[guest] this kernel has SCTP: how it is without cannot be seen here")
+
+
+def test_to_listen_or_connect_says_how_to_get_it() -> None:
+    async def act() -> None:
+        network = Network()
+        try:
+            with pytest.raises(EndpointError, match=r"sctp://127.0.0.1:0.*no SCTP.*modprobe sctp"):
+                network.listen("sctp://127.0.0.1:0", LIMITS)
+            with pytest.raises(EndpointError, match=r"sctp://127.0.0.1:7881.*no SCTP.*modprobe sctp"):
+                await network.connect("sctp://127.0.0.1:7881", LIMITS)
+        finally:
+            network.close()
+
+    asyncio.run(act())
+
+
+def test_a_server_does_not_start_without_it(tmp_path: Path) -> None:
+    loader = Loader([tmp_path / "none.tar", "--fields", "jpg cls", "--bind", "sctp://127.0.0.1:0"], wait=False)
+    assert loader.wait() != 0
+    assert "modprobe sctp" in loader.output
