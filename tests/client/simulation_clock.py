@@ -37,8 +37,11 @@ class Clock:
 
     def at(self, seconds: float, happen: Callable[[], None]) -> None:
         """Let something happen after some seconds; never where they are infinite."""
-        if seconds < math.inf:
-            heapq.heappush(self._agenda, (self.now + seconds, next(self._order), happen))
+        self._at_time(self.now + seconds, happen)
+
+    def _at_time(self, when: float, happen: Callable[[], None]) -> None:
+        if when < math.inf:
+            heapq.heappush(self._agenda, (when, next(self._order), happen))
 
     def interval(self, rate: float) -> float:
         """Draw the seconds until something that happens at a rate."""
@@ -52,13 +55,16 @@ class Clock:
         self.at(length + self.interval(rate), lambda: self.jump(rate))
 
     def in_client(self, seconds: float, happen: Callable[[], None]) -> None:
-        """Let something happen in the client's process, which may be stopped then."""
+        """Let something happen in the client's process, which may be stopped then.
+
+        All that came meanwhile happens, in its order, at the very time at which the process goes on.
+        """
 
         def when_running() -> None:
             if self.over:
                 return
             if self.now < self._frozen_until:
-                self.at(self._frozen_until - self.now, when_running)
+                self._at_time(self._frozen_until, when_running)
             else:
                 happen()
 
