@@ -21,6 +21,7 @@ from shardfeed.delivery import BatchOptions
 from shardfeed.digest import digest_rows
 from shardfeed.feed import Delivered, Feed
 from shardfeed.fetch_events import FetchLimits
+from shardfeed.loaders import caller, is_stateful, reads_ahead, refuse_batching, refuse_sharing
 from shardfeed.options import DigestOf, OnError, Options
 from shardfeed.peer import Framing
 from shardfeed.plan import Cut, Plan, Tail, default_lanes
@@ -163,6 +164,7 @@ class RemoteDataset(IterableDataset[Any]):
         self.batch_size = batch_size
         self._ranks = Ranks(rank, world_size, process_group)
         self._position = Position()
+        self._read_ahead = False
         self._digest = 0
         self._recorder = Recorder()
         self._iterator: weakref.ref[_Iterator] | None = None
@@ -173,7 +175,13 @@ class RemoteDataset(IterableDataset[Any]):
         return self._position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter` begin ``epoch``, in a DataLoader's workers too. A bookmark of that epoch still counts."""
+        """Let the next `iter` begin ``epoch``, in a DataLoader's workers too. A bookmark of that epoch still counts.
+
+        accelerate's loaders call this, and are recognised by it: raises ConfigError where they would lose data.
+        """
+        frame = caller()
+        refuse_sharing(frame, self._ranks)
+        self._read_ahead = reads_ahead(frame)
         self._position.set_epoch(epoch)
 
     @property
@@ -191,8 +199,14 @@ class RemoteDataset(IterableDataset[Any]):
 
         It is the same on every rank after the same step, and any number of ranks, batch size and
         servers can go on from it. Connects where that has not happened yet. Raises ConfigError in
-        the parent of a DataLoader's workers, which alone know what was delivered.
+        the parent of a DataLoader's workers, which alone know what was delivered, and behind a loader
+        that takes batches ahead of the loop.
         """
+        if self._read_ahead and not is_stateful(caller()):
+            raise ConfigError(
+                "state_dict(): the loader that accelerator.prepare() made takes a batch ahead of your loop, which a "
+                "run that goes on would lose; iterate the RemoteDataset itself, without accelerator.prepare()"
+            )
         return self._position.bookmark(self._order(), self._cut()).state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,8 +236,12 @@ class RemoteDataset(IterableDataset[Any]):
         """Begin the epoch: connect where that has not happened yet, and ask for the first batches.
 
         Raises what `RemoteDataset` names under ``connect_timeout``, and RefusedError where a server
-        does not fit. An iterator begun before is ended.
+        does not fit. Raises ConfigError for a loader around it that would lose data. An iterator begun
+        before is ended.
         """
+        frame = caller()
+        refuse_batching(frame)
+        refuse_sharing(frame, self._ranks)
         return _Iterator(self)
 
     def close(self) -> None:

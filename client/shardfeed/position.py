@@ -36,6 +36,7 @@ class Position:
         self._epochs = Epochs()
         self._resume: Bookmark | None = None
         self._standing: Bookmark | None = None
+        self._under_way = False  # whether _standing is where a pass has come to, and nobody said otherwise since
         self._origin = 0
 
     @property
@@ -52,7 +53,15 @@ class Position:
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass begin ``epoch``; a bookmark of that epoch still counts."""
         self._epochs.set(epoch)
+        self._under_way = False
         if self._resume is not None and self._resume.epoch != epoch:
+            log.warning(
+                "set_epoch(%d) gives up the bookmark that was loaded, of epoch %d after %d samples; a framework that "
+                "counts epochs itself must count from the bookmark's",
+                epoch,
+                self._resume.epoch,
+                self._resume.consumed,
+            )
             self._resume = None
         if self._standing is not None and self._standing.epoch != epoch:
             self._standing = None
@@ -66,18 +75,25 @@ class Position:
             )
         self._epochs.set(bookmark.epoch)
         self._resume = self._standing = bookmark
+        self._under_way = False
 
     def begin(self, order: Order, cut: Cut, *, samples: int, allow_recipe_change: bool) -> tuple[int, int]:
         """Begin a pass; return its epoch, and the samples consumed before this process's first step.
 
+        A pass that was left after its last batch counts as a full one: loops that count to `len` never ask
+        for the end. A bookmark counts until a batch was delivered: some frameworks begin twice.
         Raises DataMismatchError, RecipeMismatchError or ConfigError where the bookmark does not fit.
         """
         worker, workers = this_worker()
+        if self._under_way and self._standing is not None:
+            epoch = self._standing.epoch
+            if _rolled_over(self._standing, order, cut).epoch > epoch:
+                self.finished(order, cut, epoch)
         epoch = self._epochs.begin(workers, in_workers=get_worker_info() is not None)
         if self._resume is not None:
             _check(self._resume, order, samples=samples, allow_recipe_change=allow_recipe_change)
         self._origin = self._start(epoch, worker, workers, cut)
-        self._standing, self._resume = self._at(order, epoch, self._origin), None
+        self._standing = self._at(order, epoch, self._origin)
         return epoch, self._origin
 
     def _start(self, epoch: int, worker: int, workers: int, cut: Cut) -> int:
@@ -95,11 +111,13 @@ class Position:
 
     def delivered(self, order: Order, step: Step) -> None:
         """Stand behind a step."""
+        self._resume, self._under_way = None, True
         self._standing = self._at(order, step.epoch, step.next_consumed)
 
     def finished(self, order: Order, cut: Cut, epoch: int) -> None:
         """Note a full pass: stand before the next epoch, unless `set_epoch` said otherwise meanwhile."""
         worker, _ = this_worker()
+        self._resume, self._under_way = None, False
         self._epochs.finish(epoch, worker)
         if self._standing is not None and self._standing.epoch == epoch:
             self._origin = worker * cut.step_samples

@@ -60,12 +60,18 @@ class Ranks:
         self._given = rank, world_size
         self._group = process_group
         self._found: tuple[int, int] | None = None
+        self._settled = False
         self._compared = False
 
     def find(self) -> tuple[int, int]:
-        """Return (rank, world size); see `find_rank`."""
-        if self._found is None:
+        """Return (rank, world size); see `find_rank`.
+
+        Found again once torch.distributed is initialised: a framework may do that after somebody asked for `len`.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._found is None or (distributed and not self._settled):
             self._found = find_rank(*self._given, self._group)
+            self._settled = distributed
         return self._found
 
     def compare(self, order: Order, cut: Cut, *, epoch: int, consumed: int) -> None:

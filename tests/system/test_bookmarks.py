@@ -256,3 +256,50 @@ def test_a_stateful_dataloader_resumes_with_the_same_workers(opened: Open, line:
     resumed.load_state_dict(state)
     assert of_loader(resumed) == line[80:]
     assert len(of_loader(resumed)) == SAMPLES
+
+
+# ------------------------------------------------------------------------------------ what frameworks do
+
+
+def test_a_pass_left_after_its_last_batch_is_a_full_one(opened: Open) -> None:
+    alone, counted = opened(), opened()
+    for _ in range(3):  # a loop that counts to `len`, as Lightning's, never asks for the end
+        assert take(counted, len(counted)) == take(alone)
+    assert counted.epoch == 2
+    counted.set_epoch(2)
+    alone.set_epoch(2)
+    assert take(counted) == take(alone)
+    assert counted.epoch == 3
+
+
+def test_a_bookmark_counts_until_a_batch_was_delivered(opened: Open, line: list[str]) -> None:
+    dataset = opened()
+    take(dataset, 3)
+    resumed = opened()
+    resumed.load_state_dict(dataset.state_dict())
+    iter(resumed)
+    assert take(resumed, 2) == line[48:80]
+    assert take(resumed, 2) == line[:32]
+
+
+def test_a_bookmark_that_set_epoch_gives_up_is_named_in_the_log(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = opened()
+    take(dataset, 3)
+    resumed = opened()
+    resumed.load_state_dict(dataset.state_dict())
+    resumed.set_epoch(4)
+    assert "gives up the bookmark that was loaded, of epoch 0 after 48 samples" in caplog.text
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_dataloader_that_makes_batches_of_batches_is_refused(opened: Open, batch_size: int) -> None:
+    with pytest.raises(ConfigError, match="batch_size=None"):
+        iter(DataLoader(opened(), batch_size=batch_size))
+    groups = DataLoader(opened(), batch_size=batch_size, collate_fn=lambda batches: batches)
+    assert len(next(iter(groups))) == batch_size
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
+def test_a_dataloader_that_makes_batches_of_batches_in_workers_is_refused(opened: Open) -> None:
+    with pytest.raises(ConfigError, match="batch_size=None"):
+        next(iter(DataLoader(opened(), batch_size=4, num_workers=1)))
