@@ -16,9 +16,10 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-__all__ = ["PEERS", "CannotInstall", "fresh", "install", "peers", "run"]
+__all__ = ["PEERS", "ROOT", "CannotInstall", "fresh", "install", "kept", "peers", "run"]
 
 ROOT = Path(__file__).parents[2]
 PEERS = ("webdataset==1.0.2", "tensorcom==0.1.0")
@@ -48,13 +49,23 @@ def run(*command: object, cwd: Path | None = None, timeout: float = 100) -> str:
     return done.stdout
 
 
-def fresh(folder: Path) -> Path:
-    """Make an environment without pip that sees the tests' PyTorch and numpy, and no webdataset; give its python."""
+def fresh(folder: Path, without: Container[str] = ()) -> Path:
+    """Make an environment without pip that sees the tests' PyTorch and numpy, and no webdataset; give its python.
+
+    ``without`` names packages that are not to be seen; the others are then seen through links beside ``folder``.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
     (site,) = folder.glob("lib/python*/site-packages")
-    lines = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    (site / "torch-and-numpy.pth").write_text("\n".join(lines) + "\n")
+    seen = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    if without:
+        links = folder.with_name(f"{folder.name}-sees")  # outside, so that pip never takes them for its own to replace
+        links.mkdir()
+        for entry in (entry for lies in seen for entry in Path(lies).iterdir()):
+            if entry.name.partition("-")[0].partition(".")[0] not in without and entry.suffix != ".pth":
+                (links / entry.name).symlink_to(entry)
+        seen = [str(links)]
+    (site / "torch-and-numpy.pth").write_text("\n".join(seen) + "\n")
     found = run(
         python, "-c", "import importlib.util as u, numpy; print([n for n in ('webdataset',) if u.find_spec(n)])"
     )
@@ -62,10 +73,43 @@ def fresh(folder: Path) -> Path:
     return python
 
 
-def install(python: Path, *what: object, wheels: Path | None = None) -> None:
-    """Install with pip's resolver: from ``wheels`` alone, or else from the package index."""
-    source = [] if wheels is None else ["--no-index", "--find-links", wheels]
-    run(*PIP, "--python", python, "install", "--quiet", *source, *what, timeout=200)
+def install(python: Path, *what: object, wheels: Path | None = None, timeout: float = 200) -> None:
+    """Install with pip's resolver: from ``wheels`` alone, or else from the package index.
+
+    :raises CannotInstall: the package index did not give it.
+    """
+    command = ["--python", python, "install", "--quiet"]
+    if wheels is None:
+        from_index(*command, *what, timeout=timeout)
+    else:
+        run(*PIP, *command, "--no-index", "--find-links", wheels, *what, timeout=timeout)
+
+
+def from_index(*arguments: object, timeout: float) -> None:
+    """Run pip.
+
+    :raises CannotInstall: the package index did not give what was asked.
+    """
+    try:
+        run(*PIP, *arguments, timeout=timeout)
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        raise CannotInstall(str(error)) from error
+
+
+def kept(name: str, asked: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """Give the folder that ``make`` filled with what is ``asked``; it is made once, and kept for later runs."""
+    pins = (ROOT / "constraints.txt").read_text()  # of what the environment sees of the tests'
+    key = "\n".join([*asked, platform.python_version(), sys.prefix, pins, Path(__file__).read_text()])
+    folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "finished").touch()
+    return folder
 
 
 def peers() -> tuple[Path, Path]:
@@ -73,19 +117,11 @@ def peers() -> tuple[Path, Path]:
 
     :raises CannotInstall: the package index did not give them.
     """
-    key = "\n".join([*PEERS, *NEEDED, platform.python_version(), sys.prefix, Path(__file__).read_text()])
-    folder = ROOT / ".cache" / f"peers-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    python, wheels, finished = folder / "environment/bin/python", folder / "wheels", folder / "finished"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.exists():
-            shutil.rmtree(folder / "environment", ignore_errors=True)
-            try:
-                run(*PIP, "download", "--quiet", "--no-deps", "--dest", wheels, *PEERS, *NEEDED, timeout=200)
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                raise CannotInstall(f"pip cannot get {', '.join([*PEERS, *NEEDED])}: {error}") from error
-            fresh(folder / "environment")
-            install(python, *PEERS, wheels=wheels)
-            finished.touch()
-    return python, wheels
+
+    def make(folder: Path) -> None:
+        wheels = folder / "wheels"
+        from_index("download", "--quiet", "--no-deps", "--dest", wheels, *PEERS, *NEEDED, timeout=200)
+        install(fresh(folder / "environment"), *PEERS, wheels=wheels)
+
+    folder = kept("peers", [*PEERS, *NEEDED], make)
+    return folder / "environment/bin/python", folder / "wheels"
