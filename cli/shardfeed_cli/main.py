@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from shardfeed_cli.advise import advise
 from shardfeed_cli.bench import bench
 from shardfeed_cli.digest import digest
 from shardfeed_cli.index import index
@@ -44,7 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, index, pack, info, preview, digest, bench, keygen, push):
+for _command in (serve, index, pack, info, preview, digest, bench, keygen, push, advise):
     app.command()(_command)
 
 

@@ -9,11 +9,12 @@ receiver nor a fault in it can hold up the front.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from shardfeed_server.events import logger
@@ -37,6 +38,10 @@ class Outputs:
         self._folder = Path(tempfile.mkdtemp(prefix="shardfeed-")) if outputs else None
         self._reader, self._alive = -1, -1
         self._tasks: list[asyncio.Task[None]] = []
+        self._processes: dict[int, tuple[asyncio.subprocess.Process, str]] = {}
+        self._told: set[int] = set()
+        """The processes, by their ids, that were told to end for another to begin."""
+        self._gone: set[str] = set()
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -54,6 +59,16 @@ class Outputs:
             task = asyncio.create_task(self._keep(output, stream))
             task.add_done_callback(lambda task: failed() if not task.cancelled() and task.exception() else None)
             self._tasks.append(task)
+
+    def streams_change(self, changed: Iterable[str], gone: Iterable[str]) -> None:
+        """Begin anew, with epoch 0, with the streams that are about to change, and end with those about to go."""
+        self._gone = set(gone)
+        others = self._gone.union(changed)
+        for process, stream in self._processes.values():
+            if stream in others:
+                self._told.add(process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
 
     async def stop(self) -> None:
         """End the processes and wait for them, some seconds at most before they are killed. Idempotent."""
@@ -89,12 +104,21 @@ class Outputs:
                 pass_fds=[self._reader],
                 start_new_session=True,  # Ctrl-C is for the server, which then ends them
             )
+            self._processes[process.pid] = process, stream
             try:
                 status = await process.wait()
             except BaseException:
                 process.kill()
                 await process.wait()
                 raise
+            finally:
+                del self._processes[process.pid]
+            if process.pid in self._told:
+                self._told.discard(process.pid)
+                if stream not in self._gone:
+                    continue
+                log.warning("an output's stream is gone; it ends", output=output.url, stream=stream)
+                return
             if status > 0:
                 raise ShardfeedError(
                     f"output {output.url}: its process ended with exit status {status}, for the reason above; the "

@@ -29,6 +29,8 @@ class Reloading:
     ) -> None:
         """Serve nothing yet. ``reread`` returns the configuration as it is by now, or raises ConfigError."""
         self._service, self._preparation, self._config, self._reread = service, preparation, config, reread
+        self.on_change: Callable[[list[str], list[str]], None] = lambda _changed, _gone: None
+        """Called with the names of streams that are about to be other ones, and to go."""
         self._asked = asyncio.Event()
         self._generations: list[Generation] = []
         self._retiring: set[asyncio.Task[None]] = set()
@@ -76,11 +78,13 @@ class Reloading:
                 log.warning("a key changed that needs a restart of the server; it stays as it is", key=key)
         old = self._generations[-1]
         new = await self._preparation.make(config)
+        difference = _difference(old.streams, new.streams)
+        self.on_change(difference.get("changed", "").split(), difference.get("gone", "").split())
         self._serve(new)
         task = asyncio.create_task(self._retire(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        log.info("the configuration was re-read", **_difference(old.streams, new.streams))
+        log.info("the configuration was re-read", **difference)
 
     async def _retire(self, generation: Generation) -> None:
         await self._service.answered_by(generation.workers)

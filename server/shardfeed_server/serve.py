@@ -123,6 +123,7 @@ class _Server:
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
         preparation = Preparation(service.say_progress, self._observer.indexing)
         streams = Reloading(service, preparation, config, self._reread)
+        streams.on_change = outputs.streams_change
         self._on_stop = preparation.stop
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up, streams)
         reloading: asyncio.Task[None] | None = None

@@ -212,6 +212,22 @@ def test_an_output_that_is_killed_is_started_again_and_ends_with_a_server_that_i
         assert not private.exists()
 
 
+def test_an_output_begins_anew_with_a_stream_that_sighup_changes(folder: Path, tmp_path: Path) -> None:
+    file = folder / "changing.toml"
+    head, _, tables = CONFIGURATION.partition("[streams.raw]")
+    output = tables.partition("[[outputs]]")[2].partition("[[outputs]]")[0]
+    file.write_text(f"{head}[[outputs]]{output}")
+    with started("serve", "--config", file, log=tmp_path / "log") as running:
+        (before,) = received(pushed(running, 1)["zrpush"], 1)
+        file.write_text(f"{head.replace('48x64', '16x20')}[[outputs]]{output}")
+        running.process.send_signal(signal.SIGHUP)
+        url = running.wait_for(r"^pushing train to (\S+):", 2)[1]
+        (after,) = received(url.replace("push", "pull"), 1)
+        assert running.stop() == 0
+    assert before[0].shape == (8, 48, 64, 3)
+    assert after[0].shape == (8, 16, 20, 3)
+
+
 def test_an_output_that_cannot_begin_ends_the_server_with_its_reason(
     folder: Path, server: Running, tmp_path: Path
 ) -> None:
