@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from shardfeed_wire.errors import ConfigError, SampleError, ShardError
 from webdataset.decode import Decoder, DecoderSpec, container_decoder, make_decoder
 from webdataset.keys import base_plus_ext, is_meta
+from webdataset.plainsample import read_plain_sample
 from webdataset.tarsource import BytesSource, ReadsBytes, Source, StreamSource
 from webdataset.tarwalk import read_member, walk
 
@@ -69,8 +70,11 @@ def read_sample(
     :raises SampleError: a field is there twice.
     """
     wanted = suffixes if suffixes is None or isinstance(suffixes, frozenset | set) else _suffix_set(suffixes)
-    source = BytesSource(bytes(data) if isinstance(data, memoryview) else data)
-    for sample in _group(source, keys, wanted, part=True):
+    data = bytes(data) if isinstance(data, memoryview) else data
+    plain = read_plain_sample(data, keys, wanted)
+    if plain is not None:
+        return plain
+    for sample in _group(BytesSource(data), keys, wanted, part=True):
         if isinstance(sample, SampleError):
             raise sample
         return sample

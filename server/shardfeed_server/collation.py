@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,10 @@ class Collation:
         self._columns: list[FilledColumn] = []
         self.behind = behind
 
-    def lend(self, row: int, names: Container[str]) -> dict[str, NDArray[Any]]:
+    def lend(self, row: int, names: Collection[str]) -> dict[str, NDArray[Any]]:
         """Return the row of each dense column in ``names``, for values to be made in before they are put."""
+        if not names:
+            return {}
         return {
             field.name: column.lend(row)
             for field, column in zip(self._fields, self._columns, strict=False)

@@ -35,22 +35,21 @@ class FieldDecoder:
 
     def __call__(self, raw: Mapping[str, Any]) -> Any:
         """Return the field's value. Raises SampleError, with ``field`` and ``reason``."""
-        found = next((entry for entry in self._decoders if entry[0] in raw), None)
-        if found is None:
-            raise self._absent(raw)
-        extension, decode = found
-        if decode is None:
-            value: Any = raw[extension]
-        else:
-            try:
-                value = decode(raw[extension])
-            except SampleError as error:
-                raise SampleError(str(error), field=self.name, reason=error.reason or str(error)) from error
-            except Exception as error:
-                reason = f".{extension} does not decode: {type(error).__name__}: {error}"
-                trace = traceback.format_exc()
-                raise SampleError(reason, field=self.name, reason=reason, server_traceback=trace) from error
-        return value if self._labels is None else self._label(value)
+        for extension, decode in self._decoders:
+            if extension in raw:
+                value = raw[extension] if decode is None else self._decoded(extension, decode, raw[extension])
+                return value if self._labels is None else self._label(value)
+        raise self._absent(raw)
+
+    def _decoded(self, extension: str, decode: _Decode, data: bytes) -> Any:
+        try:
+            return decode(data)
+        except SampleError as error:
+            raise SampleError(str(error), field=self.name, reason=error.reason or str(error)) from error
+        except Exception as error:
+            reason = f".{extension} does not decode: {type(error).__name__}: {error}"
+            trace = traceback.format_exc()
+            raise SampleError(reason, field=self.name, reason=reason, server_traceback=trace) from error
 
     def _absent(self, raw: Mapping[str, Any]) -> SampleError:
         wanted = " or ".join(f".{extension}" for extension, _ in self._decoders)
