@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
@@ -155,7 +156,19 @@ def _decode_text(data: bytes) -> str:
 
 def _decode_npy(data: bytes) -> np.ndarray[Any, np.dtype[Any]]:
     """Decode an .npy file, over its bytes: numpy's own reader takes the memory that the header claims."""
-    stream = io.BytesIO(data)
+    # Version 1 says the header's length in two bytes, version 2 in four.
+    size = (
+        10 + int.from_bytes(data[8:10], "little") if data[6:7] == b"\1" else 12 + int.from_bytes(data[8:12], "little")
+    )
+    shape, fortran_order, dtype = _npy_header(bytes(data[:size]))
+    array = np.frombuffer(data, dtype, offset=size)
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+@functools.lru_cache(maxsize=256)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Parse a header, by Python's parser, once for all the arrays that are alike."""
+    stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -165,8 +178,7 @@ def _decode_npy(data: bytes) -> np.ndarray[Any, np.dtype[Any]]:
         raise ValueError(f"npy version {version} is not read here")
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are not decoded")
-    array = np.frombuffer(data, dtype, offset=stream.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C")
+    return shape, fortran_order, dtype
 
 
 def _decode_npz(data: bytes) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
