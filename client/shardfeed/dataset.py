@@ -23,13 +23,13 @@ from shardfeed.feed import Delivered, Feed
 from shardfeed.fetch_events import FetchLimits
 from shardfeed.loaders import caller, is_stateful, reads_ahead, refuse_batching, refuse_sharing
 from shardfeed.options import DigestOf, OnError, Options
+from shardfeed.passes import Pass
 from shardfeed.peer import Framing
-from shardfeed.plan import Cut, Plan, Tail, default_lanes
+from shardfeed.plan import Cut, Tail, default_lanes
 from shardfeed.position import Position, this_worker
 from shardfeed.ranks import Ranks
 from shardfeed.recorder import Recorder
 from shardfeed.stats import Stats
-from shardfeed.steps import walk_steps
 from shardfeed_wire.curve import load_client_keys
 from shardfeed_wire.endpoint import expand_endpoints
 from shardfeed_wire.errors import ConfigError
@@ -279,19 +279,24 @@ class RemoteDataset(IterableDataset[Any]):
             order, cut, samples=cut.samples, allow_recipe_change=options.allow_recipe_change
         )
         self._ranks.compare(order, cut, epoch=epoch, consumed=consumed)
-        sizes = session.manifest.block_sizes
-        plan = Plan(sizes, seed=options.seed, epoch=epoch, shuffle=options.shuffle, lanes=order.lanes)
-        _, workers = this_worker()
-        limits = FetchLimits(prefetch_bytes=max(1, options.prefetch_bytes // workers), timeout=options.timeout)
-        batches = BatchOptions(
-            seed=options.seed,
-            keys=options.info,
-            on_error=options.on_error,
-            pin_memory=options.pin_memory,
-            content=options.digest == "content",
+        worker, workers = this_worker()
+        wanted = Pass(
+            order=order,
+            cut=cut,
+            epoch=epoch,
+            consumed=consumed,
+            origin=worker * cut.step_samples,
+            stride=workers,
+            limits=FetchLimits(prefetch_bytes=max(1, options.prefetch_bytes // workers), timeout=options.timeout),
+            options=BatchOptions(
+                seed=options.seed,
+                keys=options.info,
+                on_error=options.on_error,
+                pin_memory=options.pin_memory,
+                content=options.digest == "content",
+            ),
         )
-        steps = walk_steps(plan, cut, session.manifest, epoch=epoch, consumed=consumed, stride=workers)
-        return session.fetch(steps, limits, batches, self._recorder.untold), epoch
+        return session.fetch(wanted, self._recorder.untold), epoch
 
     def _take(self, batch: Delivered, waited: float, asked: float) -> Any:
         """Count a batch, asked for at ``asked``, as delivered and give it the shape that the trainer asked for."""

@@ -78,6 +78,13 @@ class Feed:
         self._taken()
         return batch
 
+    def batches(self) -> list[Delivered]:
+        """Take out what is delivered and not taken. Does not block."""
+        with self._changed:
+            batches = list(self._batches)
+            self._batches.clear()
+        return batches
+
     def close(self) -> None:
         """Say that the trainer wants no more. Idempotent; does not block."""
         with self._changed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from shardfeed.routing import Piece, Step
 from shardfeed_wire.errors import ShardfeedError
@@ -19,6 +20,7 @@ __all__ = [
     "FetchLimits",
     "GiveUp",
     "Heard",
+    "More",
     "Raise",
     "Send",
     "ServerDown",
@@ -46,6 +48,10 @@ class FetchLimits:
     silence: float = 10.0
     extra_work: float = 0.05
     deaths: int = 3
+
+    def share(self, parts: int) -> FetchLimits:
+        """Return the same with one of ``parts`` parts of the window."""
+        return replace(self, prefetch_bytes=max(1, self.prefetch_bytes // parts))
 
 
 # Events: what happened.
@@ -101,11 +107,19 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
+class More:
+    """There are more steps, and the trainer waits for them from now on, within these limits."""
+
+    steps: Iterator[Step]
+    limits: FetchLimits
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
 
-Event = ServerUp | ServerDown | Answered | Declined | Heard | Taken | Tick
+Event = ServerUp | ServerDown | Answered | Declined | Heard | Taken | More | Tick
 
 
 # Actions: what to do.

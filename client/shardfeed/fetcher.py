@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from shardfeed.fetch_errors import killers, starved
 from shardfeed.fetch_events import (
@@ -28,6 +29,7 @@ from shardfeed.fetch_events import (
     FetchLimits,
     GiveUp,
     Heard,
+    More,
     Raise,
     Send,
     ServerDown,
@@ -112,6 +114,19 @@ class Fetcher:
         """Whether every step was delivered."""
         return self._exhausted and not self._flights
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether every step is under way or delivered."""
+        return self._exhausted
+
+    @property
+    def held(self) -> float:
+        """Bytes that are asked for, or delivered and not taken."""
+        underway = sum(
+            piece.size or piece.rows * self._row_bytes for flight in self._flights for piece in flight.pieces
+        )
+        return underway + sum(self._untaken)
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event and return what to do, in order. ``now`` never decreases."""
         if self._failed:
@@ -136,6 +151,9 @@ class Fetcher:
                 self._untaken.popleft()
                 if not self._untaken:
                     self._useful, self._said_waiting = self._now, 0
+            case More(steps, limits):
+                self._steps, self._limits, self._exhausted = chain(self._steps, steps), limits, False
+                self._useful, self._said_waiting = self._now, 0
             case Tick():
                 self._tick(actions)
         self._deliver(actions)
@@ -354,10 +372,7 @@ class Fetcher:
         """Cut the next step into pieces, where some server is free and the window has room."""
         if self._exhausted or not any(server.free(self._now) for server in self._servers.values()):
             return False
-        underway = sum(
-            piece.size or piece.rows * self._row_bytes for flight in self._flights for piece in flight.pieces
-        )
-        held = underway + sum(self._untaken)
+        held = self.held
         if held and held + self._row_bytes * self._step_rows > self._limits.prefetch_bytes:
             return False
         step = next(self._steps, None)

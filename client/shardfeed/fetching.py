@@ -23,7 +23,7 @@ from shardfeed.fetch_events import (
     Event,
     FetchLimits,
     GiveUp,
-    Heard,
+    More,
     Raise,
     Send,
     ServerDown,
@@ -58,17 +58,22 @@ class Fetching:
         manifest: ClientManifest,
         untold: Callable[[], Waited | UnsetType],
         first_request: int,
+        ahead: bool = False,
     ) -> None:
         """Ask the servers that are up for the first steps. Requests are numbered from ``first_request``.
 
+        ``ahead``: nobody waits for them yet, and more may follow; `go_on` says so.
         ``untold`` gives what servers are to be told of the trainer's waiting, once.
         """
         self.feed = feed
         self._options, self._servers, self._manifest = options, servers, manifest
         self._untold = untold
+        self._window = limits.prefetch_bytes
         self._asked: dict[int, tuple[str, Piece, float]] = {}
         self._trips: dict[Step, Trip] = {}  # of each step's latest answer
-        self._over = False
+        self.over = False
+        """Whether it has ended, by an error or because it was not wanted."""
+        self._ahead = ahead
         now = time.monotonic()
         self._fetcher = Fetcher(steps, limits, describe=self._describe, now=now, first_request=first_request)
         for server in servers.up:
@@ -76,9 +81,21 @@ class Fetching:
         self.happened(Tick())
 
     @property
-    def next_request(self) -> int:
-        """The first request number that this pass has not used."""
-        return self._fetcher.next_request
+    def nearly_done(self) -> bool:
+        """Whether all is asked for, and at most half the window is in use."""
+        return not self.over and self._fetcher.exhausted and self._fetcher.held <= self._window / 2
+
+    def has_asked(self, request: int) -> bool:
+        """Whether a request is this pass's, and not answered yet."""
+        return request in self._asked
+
+    def go_on(self, feed: Feed, more: More) -> None:
+        """Deliver into ``feed``, beginning with what was made ahead."""
+        self._ahead, self._window = False, more.limits.prefetch_bytes
+        for batch in self.feed.batches():
+            feed.put(batch)
+        self.feed = feed
+        self.happened(more)
 
     def counters(self) -> dict[str, int]:
         """Return what the pass did beyond the plain way; see `fetch_events.Counters`."""
@@ -94,14 +111,11 @@ class Fetching:
                 self._perform(action)
         except ShardfeedError as error:  # while rows were made into a batch
             self.end(error)
-        if self._fetcher.done:
+        if self._fetcher.done and not self._ahead:
             self.feed.end()
 
     def answered(self, url: str, batch: Batch, tensors: list[NDArray[Any]]) -> None:
-        """Take an answer; one that nobody waits for any more only shows that the server lives."""
-        if batch.request not in self._asked:
-            self.happened(Heard(url))
-            return
+        """Take the answer to a request that `has_asked`."""
         _, piece, asked = self._asked.pop(batch.request)
         answer = parse_answer(batch, tensors, rows=piece.rows, keys=self._options.keys)
         self._trips[piece.step] = Trip(asked, time.monotonic(), batch.seconds)
@@ -115,8 +129,8 @@ class Fetching:
     def end(self, error: BaseException | None = None) -> None:
         """End the pass, for ``error`` or because the trainer wants no more. Idempotent."""
         self.feed.end(error)
-        if not self._over:
-            self._over = True
+        if not self.over:
+            self.over = True
             for action in self._fetcher.abandon():
                 self._perform(action)
 
@@ -134,7 +148,7 @@ class Fetching:
             case GiveUp(url, reason):
                 log.warning("gave up on a server: %s %s", url, reason)
                 self._servers.drop(url)
-            case Waiting(seconds):
+            case Waiting(seconds) if not self._ahead:
                 log.warning("waiting for the next batch for %.0f s: %s", seconds, self._servers.states())
             case Raise(error):
                 self.end(error)

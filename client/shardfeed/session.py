@@ -13,11 +13,12 @@ from typing import Any
 from msgspec import UnsetType
 from numpy.typing import NDArray
 
-from shardfeed.delivery import BatchOptions
+from shardfeed.ahead import Ahead
 from shardfeed.feed import Feed
-from shardfeed.fetch_events import Event, FetchLimits, Taken, Tick
+from shardfeed.fetch_events import Event, FetchLimits, Heard, Taken, Tick
 from shardfeed.fetching import Fetching
 from shardfeed.manifest_cache import ClientManifest
+from shardfeed.passes import Pass
 from shardfeed.peer import Greeting
 from shardfeed.routing import Step
 from shardfeed.servers import Endpoints, Servers
@@ -29,6 +30,8 @@ from shardfeed_wire.transport import Network
 __all__ = ["Session"]
 
 _TICK = 0.05
+_NUMBERS = 1 << 32
+"""Requests of one pass are numbered apart from those of all others."""
 
 log = logging.getLogger("shardfeed")
 
@@ -55,7 +58,10 @@ class Session:
         self._keys = keys
         self._endpoints, self._stream, self._greeting, self._timeout = endpoints, stream, greeting, connect_timeout
         self._fetching: Fetching | None = None
-        self._next_request = 1
+        self._ahead: Ahead | None = None
+        self._passes = 0
+        self._pass: Pass
+        self._untold: Callable[[], Waited | UnsetType]
         self._closed = False
         self._servers: Servers
         self._loop: asyncio.AbstractEventLoop
@@ -74,19 +80,15 @@ class Session:
         """What the servers say of the stream."""
         return self._servers.info
 
-    def fetch(
-        self,
-        steps: Iterator[Step],
-        limits: FetchLimits,
-        options: BatchOptions,
-        untold: Callable[[], Waited | UnsetType],
-    ) -> Feed:
-        """Fetch the steps into a feed, which ends the pass before, if there is one. Does not block.
+    def fetch(self, wanted: Pass, untold: Callable[[], Waited | UnsetType]) -> Feed:
+        """Fetch a pass's steps into a feed, which ends the pass before, if there is one.
 
-        ``untold`` is called in the session's thread; see `Fetching`.
+        Plans the epoch, unless that was done ahead. ``untold`` is called in the session's thread; see `Fetching`.
         """
         feed = Feed(lambda: self._call(self._taken, feed), lambda: self._call(self._unwanted, feed))
-        self._call(self._begin, steps, limits, options, untold, feed)
+        ahead = self._ahead
+        begun = ahead is not None and ahead.next_pass == wanted and ahead.fetching is not None
+        self._call(self._begin, wanted, None if begun else wanted.steps(self.manifest), untold, feed)
         return feed
 
     def counters(self) -> dict[str, int]:
@@ -147,6 +149,7 @@ class Session:
             for ending in (stop, connecting, *running):
                 ending.cancel()
             await asyncio.gather(connecting, *running, return_exceptions=True)
+            self._drop_ahead()
             await self._servers.close()
             network.close()
             if self._fetching is not None:
@@ -158,56 +161,93 @@ class Session:
             self.happened(Tick())
 
     def _begin(
-        self,
-        steps: Iterator[Step],
-        limits: FetchLimits,
-        options: BatchOptions,
-        untold: Callable[[], Waited | UnsetType],
-        feed: Feed,
+        self, wanted: Pass, steps: Iterator[Step] | None, untold: Callable[[], Waited | UnsetType], feed: Feed
     ) -> None:
         if self._fetching is not None:
             self._fetching.end()
-            self._next_request = self._fetching.next_request
+        ahead, self._ahead, self._fetching = self._ahead, None, None
         if self._stop.is_set():
             feed.end()
             return
-        self._fetching = Fetching(
+        self._pass, self._untold = wanted, untold
+        if ahead is not None and ahead.next_pass == wanted:
+            self._fetching = ahead.take_up(feed)
+        elif ahead is not None:
+            ahead.drop()
+        if self._fetching is None:
+            steps = wanted.steps(self.manifest) if steps is None else steps
+            self._fetching = self._fetch(wanted, steps, wanted.limits, feed)
+
+    def _fetch(
+        self, wanted: Pass, steps: Iterator[Step], limits: FetchLimits, feed: Feed, *, ahead: bool = False
+    ) -> Fetching:
+        self._passes += 1
+        return Fetching(
             steps,
             limits,
-            options,
+            wanted.options,
             feed=feed,
             servers=self._servers,
             manifest=self.manifest,
-            untold=untold,
-            first_request=self._next_request,
+            untold=self._untold,
+            first_request=self._passes * _NUMBERS + 1,
+            ahead=ahead,
         )
+
+    def _fetch_ahead(self, wanted: Pass, steps: Iterator[Step], limits: FetchLimits) -> Fetching:
+        return self._fetch(wanted, steps, limits, Feed(lambda: None, lambda: None), ahead=True)
+
+    def _look_ahead(self) -> None:
+        """Begin the next epoch ahead where this one is nearly done."""
+        if self._ahead is None and self._fetching is not None and self._fetching.nearly_done:
+            self._ahead = Ahead(self._pass.following(), self.manifest, self._fetch_ahead)
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.drop()
+            self._ahead = None
+
+    def _under_way(self) -> list[Fetching]:
+        """Return the pass under way and the one that is begun ahead, as far as there are."""
+        ahead = None if self._ahead is None else self._ahead.fetching
+        return [fetching for fetching in (self._fetching, ahead) if fetching is not None]
 
     def _taken(self, feed: Feed) -> None:
         if self._fetching is not None and self._fetching.feed is feed:
             self._fetching.happened(Taken())
+            self._look_ahead()
 
     def _unwanted(self, feed: Feed) -> None:
         if self._fetching is not None and self._fetching.feed is feed:
             self._fetching.end()
+            self._drop_ahead()
 
     # What the servers say
 
     def happened(self, event: Event) -> None:
-        """Tell the pass under way; see `ServersListener`."""
-        if self._fetching is not None:
-            self._fetching.happened(event)
+        """Tell the passes under way; see `ServersListener`."""
+        for fetching in self._under_way():
+            fetching.happened(event)
 
     def answered(self, url: str, batch: Batch, tensors: list[NDArray[Any]]) -> None:
-        """Give an answer to the pass under way; see `ServersListener`."""
-        if self._fetching is not None:
-            self._fetching.answered(url, batch, tensors)
+        """Give an answer to the pass that asked; others hear that the server lives. See `ServersListener`."""
+        for fetching in self._under_way():
+            if fetching.has_asked(batch.request):
+                fetching.answered(url, batch, tensors)
+            else:
+                fetching.happened(Heard(url))
+        self._look_ahead()
 
     def declined(self, url: str, refused: Refused) -> None:
-        """Give a refusal to the pass under way; see `ServersListener`."""
-        if self._fetching is not None:
-            self._fetching.declined(url, refused)
+        """Give a refusal to the pass that asked, as an answer; see `ServersListener`."""
+        for fetching in self._under_way():
+            if fetching.has_asked(refused.request):
+                fetching.declined(url, refused)
+            else:
+                fetching.happened(Heard(url))
 
     def hopeless(self, reason: RefusedError) -> None:
         """End the pass under way: waiting will not help; see `ServersListener`."""
+        self._drop_ahead()
         if self._fetching is not None:
             self._fetching.end(reason)
