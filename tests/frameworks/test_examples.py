@@ -11,7 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -26,6 +29,9 @@ SAVED = 8
 """The last step before the end at which the examples save, in the second epoch's middle."""
 
 PROGRAM = Path(__file__).with_name("program.py")
+
+RAY = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+"""A cluster of its own, whatever another one has left on this machine, and nothing sent or kept at home."""
 
 Batches = list[list[int]]
 
@@ -43,7 +49,14 @@ def planned(server: Loader) -> list[Batches]:
     return ranks
 
 
-def train(command: list[object], example: str, notes: Path, *, end_in_step: int = 0) -> tuple[int, list[Batches], str]:
+def train(
+    command: list[object],
+    example: str,
+    notes: Path,
+    *,
+    end_in_step: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[int, list[Batches], str]:
     """Run an example to its end, or to that of its ranks; its status, each rank's batches, and what it printed."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
@@ -53,6 +66,8 @@ def train(command: list[object], example: str, notes: Path, *, end_in_step: int 
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
         "TMPDIR": str(notes.parent),  # torchrun leaves a folder there when its ranks are killed
+        **RAY,
+        **variables,
     }
     with subprocess.Popen(
         [*map(str, command)],
@@ -120,3 +135,20 @@ def test_accelerate_and_the_trainer_go_on_in_mid_epoch(
 def test_lightning_goes_on_in_mid_epoch(python: Path, server: Loader, planned: list[Batches], tmp_path: Path) -> None:
     command = [python, PROGRAM, *arguments(server, tmp_path), "--devices", RANKS]
     goes_on(command, "train_lightning.py", tmp_path, planned)
+
+
+@pytest.mark.peers
+@pytest.mark.timeout(900)
+def test_ray_train_starts_workers_that_died_again_and_they_go_on_from_a_checkpoint(
+    python: Path, server: Loader, planned: list[Batches], tmp_path: Path
+) -> None:
+    command = [python, PROGRAM, *arguments(server, tmp_path), "--workers", RANKS]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:  # the names of Ray's sockets begin with it
+        status, ranks, said = train(
+            command, "train_ray.py", tmp_path / "notes", end_in_step=SAVED + 2, variables={"RAY_TMPDIR": short}
+        )
+    assert status == 0, said
+    assert [rank[: SAVED + 1] for rank in ranks] == [rank[: SAVED + 1] for rank in planned], said
+    again = [rank[SAVED + 1 :] for rank in ranks]
+    # Ray notes a checkpoint a little after it was reported, and these workers died at once.
+    assert again in ([rank[SAVED:] for rank in planned], [rank[SAVED // 2 :] for rank in planned]), said

@@ -258,6 +258,25 @@ def test_a_stateful_dataloader_resumes_with_the_same_workers(opened: Open, line:
     assert len(of_loader(resumed)) == SAMPLES
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
+def test_the_state_of_another_number_of_workers_is_refused_and_a_computed_bookmark_goes_on(
+    opened: Open, line: list[str]
+) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    dataset = opened()
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+    assert of_loader(loader, 5) == line[:80]
+    state = loader.state_dict()
+    (worker,) = [each for name, each in state["_snapshot"]["_worker_snapshots"].items() if name.endswith("_0")]
+    with pytest.raises(ConfigError, match=r"bookmark\(batches=K\)"):
+        opened().load_state_dict(worker["dataset_state"])
+    resumed = opened()
+    resumed.load_state_dict(dataset.bookmark(batches=5))
+    assert of_loader(StatefulDataLoader(resumed, batch_size=None, num_workers=1)) == line[80:]
+
+
 # ------------------------------------------------------------------------------------ what frameworks do
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shardfeed import ConnectError, RecipeMismatchError, RemoteDataset
+from shardfeed import ConnectError, RecipeMismatchError, RemoteDataset, StarvedError
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 from webdataset.indexing import index_shards
@@ -129,6 +129,23 @@ def test_servers_that_each_read_some_shards_serve_the_whole_and_one_of_two_holde
                 if step == 10:
                     two.kill()
             assert dataset.digest == undisturbed
+
+
+def test_with_the_only_holder_of_a_shard_gone_the_trainer_is_told_its_name_within_the_timeout(
+    shards: list[Path], manifest: Path, tmp_path: Path
+) -> None:
+    with (
+        data_node(tmp_path / "a", shards, {0, 1, 2}, manifest) as one,
+        data_node(tmp_path / "b", shards, {0, 1, 2, 3}, manifest) as two,
+        RemoteDataset([one.url, two.url], batch_size=8, prefetch_bytes=1, timeout=3) as dataset,
+    ):
+        batches = iter(dataset)
+        next(batches)
+        two.kill()
+        with pytest.raises(StarvedError, match=r"train-000003\.tar") as caught:
+            for _ in batches:
+                pass
+        assert two.url in str(caught.value)
 
 
 def test_a_shard_that_no_server_reads_is_named_at_the_start(shards: list[Path], manifest: Path, tmp_path: Path) -> None:

@@ -108,18 +108,20 @@ def test_a_sample_that_kills_or_hangs_its_worker_is_named_and_the_server_lives(
 ) -> None:
     shards = write_photographs(tmp_path, photographs[:64], count=1)
     (tmp_path / "deadly.py").write_text(
-        "import os, time\n"
+        "import os, signal, time\n"
         "def transform(sample):\n"
         "    if sample['__key__'] == '000007': os._exit(3)\n"
         "    if sample['__key__'] == '000021': time.sleep(1000)\n"
+        "    if sample['__key__'] == '000035': bytearray(1 << 46)\n"  # more memory than there is
+        "    if sample['__key__'] == '000050': os.kill(os.getpid(), signal.SIGKILL)\n"  # as the kernel then does
         "    return sample\n"
     )
     options = (*OPTIONS, "--transform", "deadly:transform", "--code-dir", str(tmp_path), "--sample-timeout", "1.5")
     with Loader.of(shards, *options) as server:
         with RemoteDataset(server.url, batch_size=16, shuffle=False, on_error="mask", info=True) as dataset:
             bad = [key for *_, info in dataset for key, valid in zip(info.keys, info.valid, strict=True) if not valid]
-            assert bad == ["000007", "000021"]
-            assert dataset.stats.masked == 2
+            assert bad == ["000007", "000021", "000035", "000050"]
+            assert dataset.stats.masked == 4
         with (
             RemoteDataset(server.url, batch_size=16, shuffle=False) as dataset,
             pytest.raises(SampleError, match=r"'000007' of shard 'train-000000\.tar'.*exit status 3") as caught,
