@@ -134,7 +134,7 @@ class Fetcher:
         if now - self._seen > _LATE_EVENT:  # the process was stopped: deadlines move by the gap
             self._lost += now - self._seen
         self._seen = now
-        self._now = now - self._lost
+        self._now = max(self._now, now - self._lost)  # rounding must not let it go back: a pace would be below 0
         actions: list[Action] = []
         match event:
             case ServerUp(name, slots, shards):
