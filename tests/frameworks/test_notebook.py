@@ -38,7 +38,7 @@ def test_cells_that_are_run_again_or_interrupted_lose_no_batch_and_leave_no_thre
     seen = json.loads(done.stdout.splitlines()[-1])
     connected, looked, _, trained, _ = seen["through"]
     assert connected == "'12 steps an epoch'"
-    assert "torch.Size([8, 32, 32, 3]), torch.uint8" in looked
+    assert "torch.Size([8, 32, 32, 3]), torch.uint8" in " ".join(looked.split())
     assert [line.split(":")[0] for line in trained.splitlines()] == ["epoch 0", "epoch 1", "epoch 2"]
     assert seen["threads at the end"] == 0
     assert seen["threads after making it three times"] <= 1
