@@ -17,7 +17,7 @@ import typer
 
 from shardfeed_cli.logs import show_logs
 from shardfeed_wire.endpoint import parse_endpoint
-from shardfeed_wire.errors import ConfigError
+from shardfeed_wire.errors import ConfigError, NobodyAnswersError
 
 if TYPE_CHECKING:
     from shardfeed import PlainSender
@@ -43,7 +43,7 @@ class OnError(StrEnum):
 
 
 def push(
-    endpoints: Annotated[str, typer.Argument(help="The server or servers, as for RemoteDataset.")],
+    endpoints: Annotated[str, typer.Argument(help="The server or servers: 'tcp://data-{0..3}:7880'.")],
     url: Annotated[str, typer.Argument(help="Where batches go: zpush://127.0.0.1:7890, zpub+ipc:///tmp/feed, ...")],
     stream: Annotated[
         str | None, typer.Option(help="The stream.  [default: the server's only one, else default]")
@@ -140,11 +140,25 @@ def _array(column: Any) -> Any:
 def _describe(endpoints: str, stream: str | None, timeout: float, curve: str | None) -> StreamInfo:
     """Return what the first server that answers says of the stream; refuse what no array can hold."""
     from shardfeed.inquiry import ask_server
+    from shardfeed.local import LOCAL
     from shardfeed_cli.streams import only_stream
     from shardfeed_wire.endpoint import expand_endpoints
 
     name = stream or only_stream(endpoints, timeout, curve)
-    answered = ask_server(expand_endpoints(endpoints)[0], timeout=timeout, curve=curve)
+    failed: list[NobodyAnswersError] = []
+    for endpoint in expand_endpoints(endpoints):
+        if endpoint.startswith(LOCAL):
+            raise ConfigError(
+                f"endpoint {endpoint!r}: push reads servers that run; for a server of its own use `shardfeed serve "
+                "--config FILE --push URL`"
+            )
+        try:
+            answered = ask_server(endpoint, timeout=timeout, curve=curve)
+            break
+        except NobodyAnswersError as error:  # another may
+            failed.append(error)
+    else:
+        raise failed[-1]
     found = next((one for one in answered.streams if one.name == name), None)
     if found is None:
         raise ConfigError(

@@ -124,7 +124,7 @@ class Outputs:
                     f"output {output.url}: its process ended with exit status {status}, for the reason above; the "
                     "server ends with it"
                 )
-            if status == 0:
+            if self._alive < 0 or (status == 0 and output.epochs is not None):
                 return
-            log.warning("an output's process was killed and is started again", output=output.url, signal=-status)
+            log.warning("an output's process was killed and is started again", output=output.url, status=status)
             await asyncio.sleep(_PAUSE_SECONDS)
