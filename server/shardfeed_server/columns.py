@@ -30,6 +30,7 @@ __all__ = [
 
 _CODES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _NAMES: Final = {np.dtype(code): np.dtype(code).name for code in _CODES}
+_SMALL_ROW: Final = 4096
 _INT64: Final = np.dtype(np.int64)
 _FLOAT64: Final = np.dtype(np.float64)
 
@@ -209,7 +210,10 @@ class BytesColumn:
 def bytes_parts(rows: Sequence[bytes]) -> list[Parts]:
     """Return the two tensors of a column of bytes: uint8 values and int64 offsets of shape (rows + 1,)."""
     sizes = [len(row) for row in rows]
-    return [Parts(np.dtype(np.uint8), (sum(sizes),), rows), Parts.of(_offsets(sizes))]
+    total = sum(sizes)
+    # One copy more costs less than many small ones.
+    parts = [b"".join(rows)] if total < _SMALL_ROW * len(rows) else rows
+    return [Parts(np.dtype(np.uint8), (total,), parts), Parts.of(_offsets(sizes))]
 
 
 def cell_in_words(cell: Cell) -> str:

@@ -51,9 +51,9 @@ class SampleReader:
         for shard in np.unique(shards).tolist():
             self._reader.check(shard)
         self._reader.expect(numbers.tolist())
-        names = self._manifest.names
-        columns = (shards.tolist(), starts.tolist(), lengths.tolist(), numbers.tolist())
-        return [Located(shard, names[shard], *rest) for shard, *rest in zip(*columns, strict=True)]
+        of = shards.tolist()
+        names = map(self._manifest.names.__getitem__, of)
+        return list(map(Located, of, names, starts.tolist(), lengths.tolist(), numbers.tolist()))
 
     def first(self, count: int) -> list[Located]:
         """Find the first ``count`` samples, or as many as there are, of shards that can be read here; as ``locate``."""
