@@ -15,7 +15,7 @@ from shardfeed_wire.curve import load_client_keys, load_server_keys
 from shardfeed_wire.errors import BrokenChannelError, ConfigError, EndpointError
 from shardfeed_wire.keygen import make_client, make_server
 from shardfeed_wire.transport import Channel, Limits, Listener, Network, Transport, register
-from tests.wire.conformance import as_bytes, greet, raises, soon
+from tests.wire.conformance_arena import as_bytes, greet, raises, soon
 
 LIMITS = Limits(frame_bytes=1 << 20)
 

@@ -13,7 +13,8 @@ import zmq
 
 from shardfeed_wire.errors import BrokenChannelError, EndpointError
 from shardfeed_wire.transport import Limits, Network
-from tests.wire.conformance import CHECKS, DEADLINE, Check, run, soon
+from tests.wire.conformance import CHECKS, Check, run
+from tests.wire.conformance_arena import DEADLINE, soon
 
 LIMITS = Limits(frame_bytes=1 << 20)
 
