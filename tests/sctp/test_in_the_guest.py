@@ -40,7 +40,7 @@ def test_everything_of_sctp_passes_under_a_kernel_that_has_it(guest: Path, tmp_p
     log = tmp_path / "guest.log"
     with log.open("wb") as file:
         running = subprocess.Popen(
-            [guest, "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=10", "tests/sctp/inside"],
+            [guest, "pytest", "--color=no", "--durations=10", "tests/sctp/inside"],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,

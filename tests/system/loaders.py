@@ -39,12 +39,20 @@ def write_photographs(folder: Path, photographs: Iterable[Photograph], count: in
 
 
 class Loader:
-    """``shardfeed serve ARGUMENTS``, ready to be asked when it is made; ``endpoints`` are those that it printed."""
+    """``shardfeed serve ARGUMENTS``, ready to be asked when it is made; ``endpoints`` are those that it printed.
+
+    ``inside`` is a command that runs it, ``ip netns exec NAME`` for example.
+    """
 
     def __init__(
-        self, arguments: Iterable[str | os.PathLike[str]], *, wait: bool = True, http: str | None = "off"
+        self,
+        arguments: Iterable[str | os.PathLike[str]],
+        *,
+        wait: bool = True,
+        http: str | None = "off",
+        inside: Iterable[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "shardfeed", "serve", *map(os.fspath, arguments)]
+        command = [*inside, sys.executable, "-m", "shardfeed", "serve", *map(os.fspath, arguments)]
         if http is not None and "--http" not in command:
             command += ["--http", http]  # off: it takes a quarter of a second of every start
         self.process = subprocess.Popen(
