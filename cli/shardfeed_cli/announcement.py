@@ -18,6 +18,7 @@ __all__ = ["announce", "describe_stream"]
 _TRANSPORTS = {
     "tcp": "ZeroMQ over TCP, framing multipart or single, as the client asks",
     "ipc": "ZeroMQ over a Unix socket, framing multipart or single, as the client asks",
+    "sctp": "SCTP",
 }
 _EVERY_ADDRESS = ("0.0.0.0", "::", "*")
 

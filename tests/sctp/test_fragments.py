@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections import deque
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -142,3 +144,10 @@ def test_a_message_that_never_comes_cannot_make_later_ones_pile_up() -> None:
     with pytest.raises(MessageError, match="left out message 0"):
         for number in range(1, 100):
             received(inbox, 0, [HEADER.pack(FIRST | LAST, number, 1) + later[HEADER.size :]])
+
+
+def test_the_fragment_in_the_protocol_s_page_is_what_is_sent() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    (written,) = re.findall(r"as one fragment:\n\n```text\n(.*?)\n```", page)
+    (sent,) = cut([b"ab", b"cde"], 0)
+    assert bytes.fromhex(written) == sent

@@ -180,3 +180,21 @@ def test_a_scheme_that_no_transport_serves_is_said_with_those_there_are() -> Non
     assert {"ipc", "tcp"} <= set(schemes())
     with pytest.raises(EndpointError, match=r"no transport for 'carrier'; there are: .*ipc.*tcp"):
         Network().listen("carrier://pigeon:1", Limits(frame_bytes=1))
+
+
+def test_several_addresses_of_one_server_are_one_sctp_endpoint() -> None:
+    endpoint = parse_endpoint("sctp://10.0.0.1,[fd00::1]:7881")
+    assert endpoint.hosts == ("10.0.0.1", "fd00::1")
+    assert str(endpoint) == "sctp://10.0.0.1,[fd00::1]:7881"
+    assert not endpoint.is_loopback
+
+
+def test_several_addresses_are_loopback_only_if_all_are() -> None:
+    assert parse_endpoint("sctp://127.0.0.1,[::1]:7881").is_loopback
+    assert not parse_endpoint("sctp://127.0.0.1,10.0.0.1:7881").is_loopback
+
+
+@pytest.mark.parametrize("url", ["tcp://10.0.0.1,10.1.0.1:7880", "sctp://10.0.0.1,:7881", "sctp://,:7881"])
+def test_several_addresses_are_sctp_s_alone_and_none_is_empty(url: str) -> None:
+    with pytest.raises(EndpointError, match="only sctp:// takes several addresses"):
+        parse_endpoint(url)
