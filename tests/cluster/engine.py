@@ -67,11 +67,13 @@ def _own_engine() -> Iterator[dict[str, str]]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment, "PATH": f"{environment['PATH']}:/usr/sbin:/sbin"},
+                env={**environment, "PATH": f"{environment['PATH']}:/usr/sbin:/sbin", "TMPDIR": str(folder)},
             )
         try:
             _wait_for(process, environment, folder / "log")
             yield environment
+            old = ["docker", "image", "prune", "--force", "--filter", "until=72h"]
+            subprocess.run(old, env=environment, capture_output=True, check=False, timeout=120)
         finally:
             _stop(process)
     finally:

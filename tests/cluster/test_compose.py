@@ -89,28 +89,35 @@ def page() -> Page:
 
 
 @pytest.fixture(scope="module")
-def cluster(docker: dict[str, str], checkout: Path, page: Page) -> Iterator[Cluster]:
+def built(docker: dict[str, str], checkout: Path) -> Cluster:
+    """The cluster's images, and no container yet."""
     cluster = Cluster(checkout, docker)
-    down = page.command("docker compose down")
-    cluster.run(down)  # what a killed run left
     cluster.run("docker compose build", timeout=400)
-    try:
-        yield cluster
-    finally:
-        cluster.run(down)
-        assert cluster.run("docker ps --all --quiet --filter label=com.docker.compose.project=shardfeed-tests") == ""
+    return cluster
 
 
-def test_the_sizes_on_the_page_are_those_of_the_images(cluster: Cluster, page: Page) -> None:
+@pytest.fixture
+def cluster(built: Cluster, page: Page) -> Iterator[Cluster]:
+    """The cluster, of which nothing is left afterwards: containers, networks and volumes."""
+    down = page.command("docker compose down")
+    built.run(down)  # what a killed run left
+    yield built
+    built.run(down)
+    for what in ("ps --all", "network ls", "volume ls"):
+        found = built.run(f"docker {what} --quiet --filter label=com.docker.compose.project=shardfeed-tests")
+        assert found == "", f"docker {what} still shows {found}"
+
+
+def test_the_sizes_on_the_page_are_those_of_the_images(built: Cluster, page: Page) -> None:
     options = "--network host --build-arg PIP_NO_INDEX=1"
     for command in (page.command("docker build", f"--target {t}") for t in ("server", "trainer")):
-        cluster.run(command.replace("docker build", f"docker build {options}"), timeout=200)  # finds every layer made
+        built.run(command.replace("docker build", f"docker build {options}"), timeout=200)  # finds every layer made
     text = (FOLDER / "compose.md").read_text(encoding="utf-8")
-    (base,) = re.findall(r"^ARG PYTHON=(\S+)$", (cluster.folder / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    (base,) = re.findall(r"^ARG PYTHON=(\S+)$", (built.folder / "deploy/Dockerfile").read_text(), re.MULTILINE)
     for target in ("server", "trainer", "demo-data"):
         (said,) = re.findall(rf"^\| `{target}` \|.*\| (\d+) MB \|$", text, re.MULTILINE)
         sizes = [
-            int(cluster.run(f"docker image inspect --format {{{{.Size}}}} {name}"))
+            int(built.run(f"docker image inspect --format {{{{.Size}}}} {name}"))
             for name in (f"shardfeed-{target}", base)
         ]
         above = (sizes[0] - sizes[1]) / 1e6
@@ -131,7 +138,7 @@ def test_a_trainer_gets_every_sample_once_an_epoch_while_servers_die_and_join(cl
         assert cluster.inspect(container, ".HostConfig.NanoCpus") == 1_000_000_000
     assert cluster.run(f"docker exec {first} id --user").strip() == "10001"
 
-    # One server dies of itself and is started again; another is killed for good.
+    # One server dies of itself and is started again; another is killed, which Docker does not mend.
     cluster.run(f"docker exec --detach {first} python -c 'import os; os.kill(-1, 9)'")
     cluster.run(f"docker kill {second}")
     cluster.wait_until(lambda: cluster.inspect(first, ".RestartCount") == 1, "the restart of a server that died")

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from shardfeed_server.config import ServerConfig, load_config
 from shardfeed_wire.endpoint import parse_endpoint
 from tests.deploy.kubectl import kubectl
 from tests.deploy.pages import Page
+from tests.requirements import require
 from tests.system.loaders import Loader
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(180)]
@@ -197,6 +199,44 @@ def mount_secrets(objects: list[Object], secrets: Secrets, kinds: tuple[str, ...
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         (into / path).write_text(text)
         (into / path).chmod(0o400)
+
+
+AS_THE_POD = """
+import os, sys
+from shardfeed_wire.curve import load_server_keys
+os.setgroups([10001])
+os.setgid(10001)
+os.setuid(10001)
+load_server_keys(sys.argv[1])
+"""
+
+
+def test_the_server_takes_keys_with_the_owners_and_modes_that_a_secret_has_in_a_pod(
+    overlays: dict[str, list[Object]], secrets: Secrets
+) -> None:
+    """A kubelet's files are root's and the pod's group's; a volume's own folder has mode 1777, those in it 0755."""
+    require("peers", os.geteuid() == 0, "only root makes files of others")
+    objects = overlays["local-disks"]
+    context = pod(objects, *LOADER)["securityContext"]
+    assert (context["runAsUser"], context["runAsGroup"], context["fsGroup"]) == (10001, 10001, 10001)
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # where pytest's folders are, others may not look
+        volume = Path(name)
+        mount_secrets(objects, secrets, LOADER, volume / "..data")
+        for path in (volume / "..data").rglob("*"):
+            os.chown(path, 0, 10001)
+            path.chmod(0o755 if path.is_dir() else 0o440)
+        for entry in (volume / "..data").iterdir():
+            (volume / entry.name).symlink_to(f"..data/{entry.name}")
+        (volume / "..data").chmod(0o755)
+        volume.chmod(0o1777)
+        run(sys.executable, "-c", AS_THE_POD, str(volume / "server.toml"))
+
+        # A Secret of clients mounted as a volume of its own would not do: that is why it is projected.
+        (volume / "clients").unlink()
+        (volume / "clients").mkdir()
+        (volume / "clients").chmod(0o1777)
+        with pytest.raises(AssertionError, match="may be written by others"):
+            run(sys.executable, "-c", AS_THE_POD, str(volume / "server.toml"))
 
 
 @pytest.fixture
