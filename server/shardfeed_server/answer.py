@@ -21,12 +21,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shardfeed_wire.errors import BadRequestError
 from shardfeed_wire.tenbin import ALIGNMENT, MAGIC, encode_chunks, encode_list
 
-__all__ = ["Allocate", "Answer", "AnswerMemory", "Parts"]
+__all__ = ["MOST_ANSWER_BYTES", "Allocate", "Answer", "AnswerMemory", "Parts"]
 
 Allocate: TypeAlias = Callable[[int], memoryview]
 """Gives writable memory of at least so many bytes; a second call makes the first one's memory void."""
+
+MOST_ANSWER_BYTES: Final = 4 << 30
+"""The most that one answer may take: what a client takes as one frame."""
 
 _FRAME: Final = Struct("<8sq")
 _HEADROOM: Final = 64 << 10
@@ -63,11 +67,12 @@ class Parts(NamedTuple):
 class AnswerMemory:
     """The memory of one answer of ``rows`` rows while it is made.
 
-    Call ``place_dense`` once, fill the arrays, then ``finish``.
+    Call ``place_dense`` once, fill the arrays, then ``finish``. Both raise BadRequestError, before any memory
+    is taken, where the answer would have more than ``most`` bytes; so does ``check``.
     """
 
-    def __init__(self, rows: int, allocate: Allocate) -> None:
-        self._allocate = allocate
+    def __init__(self, rows: int, allocate: Allocate, most: int = MOST_ANSWER_BYTES) -> None:
+        self._rows, self._allocate, self._most = rows, allocate, most
         self._dense = self._end = _rounded(_HEADROOM + rows * _HEADROOM_PER_ROW)
         self._memory = memoryview(b"")
         self._chunks: list[tuple[int, int]] = []
@@ -80,8 +85,17 @@ class AnswerMemory:
         needed = sum(
             _framed_size(_header_size(shape)) + _framed_size(_nbytes(dtype, shape)) for dtype, shape in columns
         )
-        self._memory = self._allocate(self._dense + needed + more)
+        self.check(needed)
+        self._memory = self._allocate(min(self._dense + needed + more, self._most))
         return [self._place(dtype, shape) for dtype, shape in columns]
+
+    def check(self, more: int) -> None:
+        """Raise BadRequestError where ``more`` bytes beside what is written are more than an answer may have."""
+        if self._end + more > self._most:
+            raise BadRequestError(
+                f"the answer to {self._rows} samples would take more than {self._most:,} bytes, the most there may be; "
+                "ask for fewer at once (batch_size), or make them smaller with transforms"
+            )
 
     def finish(self, front: Callable[[], Sequence[NDArray[Any]]], behind: Sequence[Parts]) -> Answer:
         """Write the rest and return where the answer lies.
@@ -111,6 +125,7 @@ class AnswerMemory:
         shift = dense - self._dense
         if not shift and end <= len(self._memory):
             return
+        self.check(end + shift - self._end)
         # A copy, for the new memory may be the same pages mapped anew.
         written = bytes(self._memory[self._dense : self._end])
         self._memory = self._allocate(end + shift)

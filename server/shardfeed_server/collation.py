@@ -41,6 +41,7 @@ class Collation:
         self._memory = memory
         self._title = title
         self._first = 0
+        self._behind_bytes = 0
         self._cells: list[Cell] = []
         self._columns: list[FilledColumn] = []
         self.behind = behind
@@ -58,10 +59,13 @@ class Collation:
     def put(self, row: int, values: Sequence[Any]) -> None:
         """Set a row from the values of its fields.
 
-        Raises SampleError where a value can be no column's, and ShapeError, naming both samples,
-        where it does not fit its column. The row is then partly set: ``clear`` it.
+        Raises SampleError where a value can be no column's, ShapeError, naming both samples, where it does
+        not fit its column, and BadRequestError where the answer grows too large. The row is then partly set:
+        ``clear`` it.
         """
         cells = [cell_of(value, field) for value, field in zip(values, self._fields, strict=True)]
+        self._behind_bytes += sum(_bytes_of(cell) for cell in cells if cell.kind != "dense")
+        self._memory.check(self._behind_bytes)
         if not self._columns:
             self._open(row, cells)
         for number, column in enumerate(self._columns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,8 @@ from shardfeed_wire.messages import StreamInfo
 from shardfeed_wire.transport import Listener, Network
 
 __all__ = ["Observer", "Serving", "serve"]
+
+_MOST_DESCRIPTORS = 1 << 20
 
 _DRAIN_SECONDS = 30.0
 _LINGER_SECONDS = 5.0
@@ -71,6 +74,7 @@ def serve(
     Blocks. Raises ConfigError or EndpointError for what the configuration says wrongly, ShardError that
     names every bad shard, and SampleError or ShapeError where a stream's first samples cannot be made.
     """
+    _have_descriptors()
     with contextlib.suppress(StoppedError):
         uvloop.run(_Server(config, observer, reread or (lambda: config)).run(end_with))
 
@@ -173,6 +177,14 @@ class _Server:
             self._told_to_stop()
         else:
             streams.ask()
+
+
+def _have_descriptors() -> None:
+    """Let this process have as many descriptors as it may: a connection takes one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _MOST_DESCRIPTORS)
+    if wanted > now:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _remove_sockets(urls: tuple[str, ...], *, folders: bool) -> None:

@@ -6,24 +6,29 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardfeed_server.answer import MOST_ANSWER_BYTES
 from shardfeed_server.clients import Clients
+from shardfeed_server.conduct import Conduct, cost_of
 from shardfeed_server.events import logger
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.lending import Lending
+from shardfeed_server.replies import Replies
+from shardfeed_server.request_checks import what_is_wrong
 from shardfeed_server.worker_process import Answered, WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire import messages
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, MessageError
 from shardfeed_wire.messages import (
-    MAX_REQUEST_ROWS,
     PROTOCOL_VERSION,
     Cancel,
     Get,
@@ -45,21 +50,35 @@ from webdataset.manifest import Manifest
 
 __all__ = ["REQUEST_LIMITS", "ServedStream", "Service"]
 
-REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256)
+REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256, message_bytes=4 << 20)
 """Requests are small; what is larger is none."""
 
 _FIRST_ROW_BYTES = 150_000
 _ITEMS_PER_JOB = 1_024
+_MESSAGES_AT_ONCE = 32
+_PATIENCE = 60.0
+_LEAST_SPEED = 1e6
+"""Seconds, and bytes a second beside them, that a client may take to read an answer."""
+
+_FLOODED = "it sends more than a client does: Hello, requests that are refused, or the like"
 
 log = logger("shardfeed.server")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ServedStream:
     """A stream as the front knows it: what clients are told, and the manifest behind it."""
 
     info: StreamInfo
     manifest: Manifest
+
+    @cached_property
+    def tensors(self) -> list[NDArray[Any]]:
+        """What a Manifest message brings."""
+        names = [name.encode("utf-8", "surrogateescape") for name in self.manifest.names]
+        blocks = np.bincount(self.manifest.block_shard, minlength=len(names)).astype(np.uint32)
+        offsets = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        return [self.manifest.block_sizes, blocks, np.frombuffer(b"".join(names), np.uint8), offsets]
 
 
 @dataclass(slots=True, eq=False)
@@ -100,14 +119,18 @@ class Service:
         self._streams: dict[str, ServedStream] = {}
         self._row_bytes: dict[str, float] = {}
         self._queue: FairQueue[_Request] = FairQueue(
-            unsent_bytes=send_bytes, items_per_job=min(_ITEMS_PER_JOB, queue_requests), items=queue_requests
+            unsent_bytes=send_bytes,
+            items_per_job=min(_ITEMS_PER_JOB, queue_requests),
+            items=queue_requests,
+            item_bytes=MOST_ANSWER_BYTES,
         )
         self._clients, self._figures = Clients(), Figures()
         self._cancelled: set[tuple[bytes, int]] = set()
         self._open = self._draining = False
         self._pushed, self._settled = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._underway = 0
+        self._underway: Counter[tuple[bytes, int]] = Counter()
+        self._conduct, self._replies = Conduct(), Replies()
 
     def open(self, workers: Workers, streams: Sequence[ServedStream]) -> None:
         """Begin to answer, or from now on for these streams. The workers must be started.
@@ -116,6 +139,7 @@ class Service:
         """
         workers.on_death = self._figures.worker_died
         self._workers, self._streams = workers, {stream.info.name: stream for stream in streams}
+        self._conduct.workers = workers.count
         self._open = True
         if self._dispatching is not None:
             self._dispatching.cancel()
@@ -152,14 +176,19 @@ class Service:
 
     async def serve(self, listener: Listener) -> None:
         """Take messages from a listener until it is closed."""
+        received = 0
         with contextlib.suppress(ClosedChannelError):
             while True:
                 peer, chunks = await listener.receive()
                 try:
                     message, tensors = unpack(chunks)
                 except MessageError:
-                    continue  # a stranger; silence tells it nothing
+                    listener.drop(peer, "it sent what is no message of the protocol")
+                    continue
                 self._received(listener, peer, len(chunks) == 1, message, tensors)
+                received += 1
+                if not received % _MESSAGES_AT_ONCE:
+                    await asyncio.sleep(0)  # messages that keep coming must not keep answers from going
 
     async def drain(self, patience: float) -> None:
         """Refuse new requests and return when those under way are answered, or after ``patience`` seconds."""
@@ -175,6 +204,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._replies.close()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -192,7 +222,11 @@ class Service:
     def _received(
         self, listener: Listener, peer: bytes, single: bool, message: Message, tensors: list[NDArray[Any]]
     ) -> None:
-        self._clients.heard(peer, time.monotonic())
+        now = time.monotonic()
+        self._clients.heard(peer, now)
+        if not isinstance(message, Get) and not self._conduct.spend(peer, cost_of(message), now):
+            listener.drop(peer, _FLOODED)
+            return
         match message:
             case Hello():
                 self._reply(listener, peer, single, self._greet(listener, peer, message))
@@ -200,8 +234,10 @@ class Service:
                 self._reply(listener, peer, single, Pong(number=number, nonce=self.nonce))
             case Get():
                 refused = self._queue_up(listener, peer, single, message, tensors)
-                if refused is not None:
+                if refused is not None and self._conduct.spend(peer, 1, now):
                     self._reply(listener, peer, single, refused)
+                elif refused is not None:
+                    listener.drop(peer, _FLOODED)
             case GetManifest():
                 self._reply(listener, peer, single, *self._manifest(self._seen_by(listener, peer), message))
             case Cancel(requests=requests):
@@ -212,11 +248,8 @@ class Service:
     def _reply(
         self, listener: Listener, peer: bytes, single: bool, message: Message, tensors: Sequence[NDArray[Any]] = ()
     ) -> None:
-        self._start(self._send(listener, peer, single, pack(message, tensors)))
-
-    async def _send(self, listener: Listener, peer: bytes, single: bool, chunks: list[Any]) -> None:
-        with contextlib.suppress(BrokenChannelError, ClosedChannelError):
-            await listener.send(peer, [encode_chunks(chunks)] if single else chunks)
+        chunks = pack(message, tensors)
+        self._replies.send(listener, peer, [encode_chunks(chunks)] if single else chunks)
 
     def _seen_by(self, listener: Listener, peer: bytes) -> dict[str, ServedStream]:
         """Return the streams that a peer may read; of the others it does not learn that they are there."""
@@ -273,13 +306,9 @@ class Service:
         refused = self._refusal(streams, asked.request, asked.stream, asked.data, None)
         if refused is not None:
             return refused, []
-        manifest = self._streams[asked.stream].manifest
-        names = [name.encode("utf-8", "surrogateescape") for name in manifest.names]
-        blocks = np.bincount(manifest.block_shard, minlength=len(names)).astype(np.uint32)
-        offsets = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        text = np.frombuffer(b"".join(names), np.uint8)
-        answer = messages.Manifest(request=asked.request, data=asked.data, samples=manifest.samples)
-        return answer, [manifest.block_sizes, blocks, text, offsets]
+        served = streams[asked.stream]
+        samples = served.manifest.samples
+        return messages.Manifest(request=asked.request, data=asked.data, samples=samples), served.tensors
 
     def _queue_up(
         self, listener: Listener, peer: bytes, single: bool, get: Get, tensors: list[NDArray[Any]]
@@ -288,7 +317,7 @@ class Service:
         refused = self._refusal(self._seen_by(listener, peer), get.request, get.stream, get.data, get.recipe)
         if refused is not None:
             return refused
-        wrong = _wrong(tensors, self._streams[get.stream].manifest.block_sizes) or _wrong_numbers(get)
+        wrong = what_is_wrong(get, tensors, self._streams[get.stream].manifest.block_sizes)
         if wrong:
             return Refused(request=get.request, reason="bad_request", message=wrong)
         block, index = tensors[:2]
@@ -300,20 +329,24 @@ class Service:
         assert workers is not None, "there are streams, so somebody answers for them"
         request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now, workers)
         size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))
-        if not self._queue.push(client.job, request, size):
+        if not self._conduct.may_ask(peer) or not self._queue.push(client.job, request, size):
             self._figures.refused_busy(get.stream, client.job, now)
             return Refused(request=get.request, reason="busy", message="the queue is full")
         workers.entrusted += 1
+        self._conduct.asked(peer)
         self._pushed.set()
         return None
 
     def _cancel(self, peer: bytes, numbers: set[int]) -> None:
         waiting = self._queue.remove(lambda request: request.peer == peer and request.get.request in numbers)
         for request in waiting:
-            request.workers.entrusted -= 1
-        done = {request.get.request for request in waiting}
-        if self._underway:
-            self._cancelled |= {(peer, number) for number in numbers - done}
+            self._over(request)
+        self._cancelled |= {(peer, number) for number in numbers} & self._underway.keys()
+
+    def _over(self, request: _Request) -> None:
+        """Count a request as over, however it ended."""
+        request.workers.entrusted -= 1
+        self._conduct.settled(request.peer)
         self._settled.set()
 
     # Answers
@@ -328,7 +361,11 @@ class Service:
                 await self._pushed.wait()
                 continue
             job, request, size = popped
-            self._underway += 1
+            if request.listener.gone(request.peer):
+                self._queue.settle(job, size)
+                self._over(request)
+                continue
+            self._underway[request.peer, request.get.request] += 1
             self._start(self._answer(job, request, size))
             await asyncio.sleep(0)  # the worker is taken before room is looked for again
 
@@ -343,7 +380,7 @@ class Service:
                 answered.release()
                 return
             began = time.monotonic()
-            await self._hand_over(request, answered)
+            await self._hand_over(request, answered, _PATIENCE + self._queue.unsent_of(job) / _LEAST_SPEED)
             now = time.monotonic()
             self._figures.answered(
                 request.get.stream,
@@ -362,42 +399,31 @@ class Service:
             pass  # the client asks again, elsewhere or anew
         finally:
             self._queue.settle(job, size)
-            self._underway -= 1
-            request.workers.entrusted -= 1
-            self._cancelled.discard((request.peer, request.get.request))
-            if not self._underway:
-                self._cancelled.clear()
+            mine = (request.peer, request.get.request)
+            self._underway[mine] -= 1
+            if not self._underway[mine]:
+                del self._underway[mine]
+                self._cancelled.discard(mine)
+            self._over(request)
             self._pushed.set()
-            self._settled.set()
 
-    async def _hand_over(self, request: _Request, answered: Answered) -> None:
-        """Lend an answer to a client on this machine, or send it and return when it is sent."""
+    async def _hand_over(self, request: _Request, answered: Answered, patience: float) -> None:
+        """Lend an answer to a client on this machine, or send it and return when it is sent.
+
+        A client that has not read it after ``patience`` seconds is cut off: what is kept for it, others need.
+        """
         if self._lending is not None and self._lending.lend(request.peer, answered):
             return  # the client releases it
+        impatient = asyncio.get_running_loop().call_later(
+            patience, request.listener.drop, request.peer, "it does not read its answers"
+        )
         try:
             await request.listener.send(request.peer, answered.chunks(single=request.single))
         finally:
+            impatient.cancel()
             answered.release()
 
     def _learn(self, stream: str, row_bytes: float) -> None:
         """Learn how large a stream's rows are, for the next request's share of the unsent bytes."""
         known = self._row_bytes.get(stream, row_bytes)
         self._row_bytes[stream] = known + 0.2 * (row_bytes - known)
-
-
-def _wrong(tensors: list[NDArray[Any]], block_sizes: NDArray[np.uint16]) -> str | None:
-    """Say what is wrong with the samples that a request names, if something is."""
-    if len(tensors) < 2 or tensors[0].dtype != np.uint32 or tensors[1].dtype != np.uint16:
-        return "a Get brings uint32 blocks and uint16 samples inside them"
-    block, index = tensors[:2]
-    if block.ndim != 1 or block.shape != index.shape or not 1 <= len(block) <= MAX_REQUEST_ROWS:
-        return f"a Get names 1 to {MAX_REQUEST_ROWS} samples, as many blocks as samples inside them"
-    if int(block.max()) >= len(block_sizes) or bool((index >= block_sizes[block]).any()):
-        return "a Get names a sample that the data set does not have"
-    return None
-
-
-def _wrong_numbers(get: Get) -> str | None:
-    if not 0 <= get.seed < 1 << 64 or not 0 <= get.epoch < 1 << 64:
-        return "seed and epoch lie in 0 .. 2**64 - 1"
-    return None

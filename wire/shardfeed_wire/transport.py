@@ -89,6 +89,10 @@ class Listener(abc.ABC):
         """Return the public key that a peer has proven to hold; None where it did not have to prove any."""
         return None
 
+    def gone(self, peer: bytes) -> bool:
+        """Say whether a peer's connection has ended, where the transport knows."""
+        return False
+
     def drop(self, peer: bytes, reason: str) -> None:  # noqa: B027 - not every transport can
         """End a peer's connection, which misbehaves, and log ``reason``. Does nothing where the transport cannot."""
 

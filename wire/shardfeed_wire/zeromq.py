@@ -329,6 +329,9 @@ class _Listener(Listener):
     def user(self, peer: bytes) -> str | None:
         return self._guard.user(peer)
 
+    def gone(self, peer: bytes) -> bool:
+        return self._guard.gone(peer)
+
     def drop(self, peer: bytes, reason: str) -> None:
         self._guard.drop(peer, reason)
 

@@ -150,6 +150,10 @@ class Guard:
         """Return the public key that a peer showed, None where it had to show none."""
         return self._peers.get(peer, (None, None))[1]
 
+    def gone(self, peer: bytes) -> bool:
+        """Say whether a peer's connection has ended."""
+        return self._peers.get(peer, (None, None))[0] is None
+
     def drop(self, peer: bytes, reason: str) -> None:
         """End a peer's connection, and say why in the log."""
         connection = self._peers.get(peer, (None, None))[0]
@@ -207,6 +211,8 @@ class Guard:
         self._silent.pop(connection.descriptor, None)
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.descriptor)) as ours:
             if ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) == connection.cookie:
+                # So that ZeroMQ's close resets it: after a plain end the peer might wait for room to send for ever.
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 ours.shutdown(socket.SHUT_RDWR)
 
     def _look(self) -> None:
