@@ -64,6 +64,8 @@ _GAVE_UP = "it gave the handshake up: it went away, or speaks without CURVE and 
 class _Connection:
     descriptor: int
     cookie: bytes
+    host: str | None
+    """The far end's, None where it is on a Unix socket."""
     address: str
     since: float
     peer: bytes | None = None
@@ -126,7 +128,7 @@ class Guard:
         known = self._peers.get(peer)
         if known is None:
             self._events()
-            connection = self._by_descriptor.get(int(_property(frame, "__fd") or -1))
+            connection = self._connection_of(frame)
             if not peer.startswith(b"\0"):
                 # It chose its name itself, and might choose that of a peer whose answers are still to come.
                 self._complaints.say("named", f"{self.url}: cut off a peer that sets its own ZeroMQ identity")
@@ -145,6 +147,17 @@ class Guard:
             self.drop(peer, _REMOVED)
             return False
         return True
+
+    def _connection_of(self, frame: zmq.Frame) -> _Connection | None:
+        """Return the connection that a peer's first message came on; None where it has ended.
+
+        Its descriptor may have become another's already; from another address that one is not blamed.
+        """
+        connection = self._by_descriptor.get(int(_property(frame, "__fd") or -1))
+        address = (_property(frame, "Peer-Address") or "").partition("%")[0]
+        if connection is not None and connection.host not in (None, address):
+            return None
+        return connection
 
     def user(self, peer: bytes) -> str | None:
         """Return the public key that a peer showed, None where it had to show none."""
@@ -197,8 +210,10 @@ class Guard:
         connection = self._by_descriptor.pop(descriptor, None)
         if connection is not None:
             self._silent.pop(descriptor, None)
-            if connection.peer is not None:
-                self._peers.pop(connection.peer, None)
+            if (known := self._peers.get(connection.peer or b"")) is not None and connection.peer is not None:
+                # Messages of its may still wait, and its descriptor may be another's by then: it is remembered as gone.
+                self._peers[connection.peer] = (None, known[1])
+                self._peers.move_to_end(connection.peer, last=False)
         failure, self._failure = self._failure, ""
         if failure and self._clients is not None:
             address = connection.address if connection is not None else "a client"
@@ -278,13 +293,15 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         ours.detach()
 
 
-def _cookie_and_address(descriptor: int) -> tuple[bytes, str] | None:
-    """Return what tells a socket from every other, and its far end in words; None where it is closed already."""
+def _cookie_and_address(descriptor: int) -> tuple[bytes, str | None, str] | None:
+    """Return what tells a socket from every other, and its far end: host, and in words. None where it is closed."""
     try:
         with _borrowed(descriptor) as ours:
             name = ours.getpeername()
-            address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "a local peer"
-            return ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), address
+            cookie = ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+            if not isinstance(name, tuple):
+                return cookie, None, "a local peer"
+            return cookie, name[0].partition("%")[0], f"{name[0]}:{name[1]}"
     except OSError:
         return None
 
