@@ -13,6 +13,7 @@ import pytest
 
 from shardfeed.fetcher import Fetcher, FetchLimits
 from shardfeed.routing import Piece
+from shardfeed_wire.errors import StarvedError
 from tests.client.simulation import Outcome, Schedule, run_schedule, simulate
 from tests.client.simulation_clock import Clock
 
@@ -87,6 +88,12 @@ def test_a_stopped_process_hears_what_came_meanwhile_in_its_order() -> None:
     while len(heard) < 1000:
         clock.step()
     assert heard == list(range(1000))
+
+
+def test_a_process_that_was_stopped_often_may_be_a_tick_later_for_each() -> None:
+    outcome = simulate(58047)
+    assert isinstance(outcome.error, StarvedError)
+    assert outcome.happened["jumps"] > 3
 
 
 @pytest.mark.parametrize("seed", [42998, 55740])
