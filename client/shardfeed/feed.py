@@ -78,6 +78,15 @@ class Feed:
         self._taken()
         return batch
 
+    def poll(self) -> Delivered | None:
+        """Return the next batch where it is there. Does not block."""
+        with self._changed:
+            if not self._batches:
+                return None
+            batch = self._batches.popleft()
+        self._taken()
+        return batch
+
     def batches(self) -> list[Delivered]:
         """Take out what is delivered and not taken. Does not block."""
         with self._changed:

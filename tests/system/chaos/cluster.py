@@ -98,7 +98,7 @@ class Rank(threading.Thread):
         fetching = getattr(getattr(opened, "session", None), "_fetching", None)
         while fetching is not None:
             with contextlib.suppress(RuntimeError):  # changed meanwhile
-                return [piece for server, piece in list(fetching._asked.values()) if server == url]
+                return [piece for server, piece, _ in list(fetching._asked.values()) if server == url]
         return []
 
 
