@@ -20,6 +20,7 @@ CAPABILITIES = {
     "guest": "a guest kernel, for transports that this kernel lacks",
     "peers": "an environment with other programs that speak the formats",
     "python": "a package that the tests use",
+    "ray": "Ray, and a network of its own for a cluster",
 }
 
 HARDWARE = frozenset({"gpu"})

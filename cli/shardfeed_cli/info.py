@@ -18,7 +18,9 @@ __all__ = ["info"]
 
 
 def info(
-    url: Annotated[str, typer.Argument(help="The server; braces name several: 'tcp://data-{0..3}:7880'.")],
+    url: Annotated[
+        str, typer.Argument(help="The server; braces name several: 'tcp://data-{0..3}:7880'; so does ray://NAME.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a server.")] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for each server.")] = 10.0,
     curve: Annotated[
@@ -26,11 +28,11 @@ def info(
     ] = None,
 ) -> None:
     """Say what servers are: version, workers, streams, columns, fingerprints and the recipe's facts."""
+    from shardfeed.addresses import endpoints_now
     from shardfeed.inquiry import ask_server
-    from shardfeed_wire.endpoint import expand_endpoints
 
     failed: list[ShardfeedError] = []
-    for endpoint in expand_endpoints(url):
+    for endpoint in endpoints_now(url):
         try:
             welcome = ask_server(endpoint, timeout=timeout, curve=curve)
         except ShardfeedError as error:

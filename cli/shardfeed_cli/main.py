@@ -16,6 +16,7 @@ from shardfeed_cli.keygen import keygen
 from shardfeed_cli.pack import pack
 from shardfeed_cli.preview import preview
 from shardfeed_cli.push import push
+from shardfeed_cli.ray import commands as ray_commands
 from shardfeed_cli.serve import serve
 from shardfeed_cli.versions import software
 from shardfeed_wire.errors import ShardfeedError
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 for _command in (serve, index, pack, info, preview, digest, bench, keygen, push, advise):
     app.command()(_command)
+app.add_typer(ray_commands, name="ray")
 
 
 def main() -> None:

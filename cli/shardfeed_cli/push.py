@@ -139,14 +139,14 @@ def _array(column: Any) -> Any:
 
 def _describe(endpoints: str, stream: str | None, timeout: float, curve: str | None) -> StreamInfo:
     """Return what the first server that answers says of the stream; refuse what no array can hold."""
+    from shardfeed.addresses import endpoints_now
     from shardfeed.inquiry import ask_server
     from shardfeed.local import LOCAL
     from shardfeed_cli.streams import only_stream
-    from shardfeed_wire.endpoint import expand_endpoints
 
     name = stream or only_stream(endpoints, timeout, curve)
     failed: list[NobodyAnswersError] = []
-    for endpoint in expand_endpoints(endpoints):
+    for endpoint in endpoints_now(endpoints):
         if endpoint.startswith(LOCAL):
             raise ConfigError(
                 f"endpoint {endpoint!r}: push reads servers that run; for a server of its own use `shardfeed serve "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shardfeed.addresses import endpoints_now
 from shardfeed.inquiry import ask_server
 from shardfeed.local import LOCAL
-from shardfeed_wire.endpoint import expand_endpoints
 from shardfeed_wire.errors import NobodyAnswersError
 
 __all__ = ["only_stream"]
@@ -12,7 +12,7 @@ __all__ = ["only_stream"]
 
 def only_stream(url: str, timeout: float, curve: str | None) -> str:
     """Return the name of the server's stream where it has one only."""
-    for endpoint in expand_endpoints(url):
+    for endpoint in endpoints_now(url):
         if endpoint.startswith(LOCAL):
             continue
         try:

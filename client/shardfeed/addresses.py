@@ -1,16 +1,44 @@
-"""From endpoints to addresses: a name with several addresses is several servers."""
+"""From endpoints to addresses: a name with several addresses is several servers, and so is a deployment on Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import TypeAlias
 
-from shardfeed_wire.endpoint import parse_endpoint
+from shardfeed.ray_cluster import RayEndpoints
+from shardfeed_wire.endpoint import expand_endpoints, parse_endpoint
 from shardfeed_wire.errors import ConnectError
+from shardfeed_wire.ray_names import RAY
 
-__all__ = ["resolve"]
+__all__ = ["Endpoints", "endpoints_now", "read_endpoints", "resolve"]
+
+Endpoints: TypeAlias = "list[str] | Callable[[], str | Iterable[str]]"
+"""URLs, or a callable that returns those there are now; it is called in the session's thread and may block."""
+
+
+def read_endpoints(given: str | Iterable[str] | Callable[[], str | Iterable[str]]) -> Endpoints:
+    """Return the endpoints that a user gave, braces expanded, ``ray://NAME`` as a callable. Does not block.
+
+    Raises EndpointError for a URL that cannot be used, and ConfigError for a deployment's name that is none.
+    """
+    if callable(given):
+        return given
+    if isinstance(given, str) and given.startswith(RAY):
+        return RayEndpoints(given)
+    return expand_endpoints(given)
+
+
+def endpoints_now(given: str) -> list[str]:
+    """Return the URLs that a text names at this moment. Blocks for some seconds where it asks Ray.
+
+    Raises what `read_endpoints` does, and NobodyAnswersError where a deployment has no server.
+    """
+    endpoints = read_endpoints(given)
+    return expand_endpoints(endpoints()) if callable(endpoints) else endpoints
 
 
 async def resolve(endpoints: list[str]) -> list[str]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from shardfeed.addresses import Endpoints
 from shardfeed.local import LOCAL, LocalServer
 from shardfeed.peer import Framing, Greeting
-from shardfeed.servers import Endpoints
 from shardfeed.session import Session
 from shardfeed_wire.curve import ClientKeys, load_client_keys
 from shardfeed_wire.errors import ConnectError

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch.utils.data import IterableDataset
 
+from shardfeed.addresses import read_endpoints
 from shardfeed.bookmark import Order, read_bookmark
 from shardfeed.connection import Connection
 from shardfeed.delivery import BatchOptions
@@ -32,7 +33,6 @@ from shardfeed.recorder import Recorder
 from shardfeed.staging import Cuda, Staged, check_device
 from shardfeed.stats import Stats
 from shardfeed_wire.curve import load_client_keys
-from shardfeed_wire.endpoint import expand_endpoints
 from shardfeed_wire.errors import ConfigError
 
 __all__ = ["BatchInfo", "RemoteDataset"]
@@ -97,7 +97,8 @@ class RemoteDataset(IterableDataset[Any]):
 
         Args:
             endpoints: one URL or several, with brace lists: ``tcp://data-{0..3}:7880``, ``ipc:///path``,
-                or ``local:shardfeed.toml`` for a private server process on this machine. A name with
+                ``ray://NAME`` for a deployment on Ray, or ``local:shardfeed.toml`` for a private server process
+                on this machine. A name with
                 several addresses is several servers, and is looked up again every two seconds; so is a
                 callable that returns the endpoints there are now.
             stream: the stream's name on the servers.
@@ -158,7 +159,7 @@ class RemoteDataset(IterableDataset[Any]):
             digest=digest,
         )
         self._connection = Connection(
-            endpoints if callable(endpoints) else expand_endpoints(endpoints),
+            read_endpoints(endpoints),
             stream,
             job=job or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
             framing=framing,

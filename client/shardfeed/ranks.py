@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from shardfeed.bookmark import Order
 from shardfeed.plan import Cut
+from shardfeed.ray_cluster import ray_train_rank
 from shardfeed_wire.errors import ConfigError
 
 __all__ = ["Ranks", "find_rank"]
@@ -23,7 +24,8 @@ def find_rank(rank: int | None, world_size: int | None, process_group: Any) -> t
     """Return (rank, world size), and say once in the log where they come from.
 
     Given numbers win, then a process group, then torch.distributed where it is initialised, then
-    the variables RANK and WORLD_SIZE, else 0 of 1. Raises ConfigError for half a pair or a rank out of range.
+    Ray Train's context, then the variables RANK and WORLD_SIZE, else 0 of 1. Raises ConfigError for
+    half a pair or a rank out of range.
     """
     if (rank is None) != (world_size is None):
         raise ConfigError("pass both rank= and world_size=, or neither")
@@ -38,6 +40,8 @@ def find_rank(rank: int | None, world_size: int | None, process_group: Any) -> t
             raise ConfigError("this process is no member of the process_group given")
     elif process_group is not None:
         raise ConfigError("process_group= needs torch.distributed to be initialised first")
+    elif (of_ray := ray_train_rank()) is not None:
+        (rank, world_size), source = of_ray, "from Ray Train"
     elif "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         try:
             rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

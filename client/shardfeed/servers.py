@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardfeed.addresses import resolve
+from shardfeed.addresses import Endpoints, resolve
 from shardfeed.agreement import Agreement
 from shardfeed.fetch_events import Event, Heard, ServerDown, ServerUp
 from shardfeed.manifest_cache import ClientManifest, cached_manifest, keep_manifest
@@ -28,10 +28,7 @@ from shardfeed_wire.errors import (
 from shardfeed_wire.messages import Batch, Manifest, Message, Pong, Refused, StreamInfo, Welcome
 from shardfeed_wire.transport import Network
 
-__all__ = ["Endpoints", "Servers", "ServersListener"]
-
-Endpoints: TypeAlias = "list[str] | Callable[[], str | Iterable[str]]"
-"""URLs, or a callable that returns those there are now; it is called in the session's thread and may block."""
+__all__ = ["Servers", "ServersListener"]
 
 _STRAGGLER = 2.0
 _LOOK_AGAIN = 2.0

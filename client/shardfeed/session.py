@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import UnsetType
 from numpy.typing import NDArray
 
+from shardfeed.addresses import Endpoints
 from shardfeed.ahead import Ahead
 from shardfeed.feed import Feed
 from shardfeed.fetch_events import Event, FetchLimits, Heard, Taken, Tick
@@ -21,7 +22,7 @@ from shardfeed.manifest_cache import ClientManifest
 from shardfeed.passes import Pass
 from shardfeed.peer import Greeting
 from shardfeed.routing import Step
-from shardfeed.servers import Endpoints, Servers
+from shardfeed.servers import Servers
 from shardfeed_wire.curve import ClientKeys
 from shardfeed_wire.errors import RefusedError, ShardfeedError
 from shardfeed_wire.messages import Batch, Refused, StreamInfo, Waited
