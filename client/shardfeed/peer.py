@@ -14,6 +14,7 @@ from shardfeed.borrowing import Borrowing, borrow
 from shardfeed_wire.errors import (
     BrokenChannelError,
     ChannelError,
+    EndpointError,
     MessageError,
     NobodyAnswersError,
     RefusedError,
@@ -85,7 +86,7 @@ class Peer:
             self._channel.close()
 
     async def run(self) -> None:
-        """Keep the connection until cancelled."""
+        """Keep the connection until cancelled. Raises EndpointError where the first try shows that none can be made."""
         pause = _FIRST_RETRY
         while True:
             try:
@@ -108,6 +109,10 @@ class Peer:
                 )
             except MessageError as error:
                 self._ended(RefusedError(f"{self.url}: what listens there is not a shardfeed server ({error})"))
+            except EndpointError as error:
+                if not self.tried.is_set():  # this machine cannot do it: to try again would hide that for a while
+                    raise
+                self._ended(error)
             except ShardfeedError as error:
                 self._ended(error)
             finally:

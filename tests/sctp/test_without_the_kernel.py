@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shardfeed import RemoteDataset
 from shardfeed_wire.errors import EndpointError
 from shardfeed_wire.transport import Limits, Network
 from tests.system.loaders import Loader
@@ -38,6 +39,14 @@ def test_to_listen_or_connect_says_how_to_get_it() -> None:
             network.close()
 
     asyncio.run(act())
+
+
+def test_a_trainer_hears_it_at_once_and_not_when_its_patience_ends() -> None:
+    with (
+        RemoteDataset("sctp://127.0.0.1:7881", batch_size=4, connect_timeout=3600) as dataset,
+        pytest.raises(EndpointError, match="modprobe sctp"),
+    ):
+        next(iter(dataset))
 
 
 def test_a_server_does_not_start_without_it(tmp_path: Path) -> None:

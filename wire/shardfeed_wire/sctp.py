@@ -213,7 +213,10 @@ class SCTP(Transport):
 
 async def _connect(url: str) -> socket.socket:
     family, addresses = await _resolve(parse_endpoint(url), url)
-    unconnected = open_socket(family, url)
+    try:
+        unconnected = open_socket(family, url)
+    except OSError as error:  # no descriptor is left
+        raise BrokenChannelError(f"{url}: {error.strerror}") from error
     try:
         start_connecting(unconnected, addresses)
         await _writable(unconnected)
