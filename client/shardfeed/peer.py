@@ -174,6 +174,7 @@ class Peer:
         while True:
             message, tensors = unpack(await channel.receive())
             self._handler.received(self, message, tensors)
+            del message, tensors  # an error's traceback, kept to be shown, would hold their memory
 
     async def _read_lent(self, borrowing: Borrowing) -> None:
         """Take what is lent until the server lends no more: it then sends."""
@@ -181,6 +182,7 @@ class Peer:
             while True:
                 message, tensors = unpack([await borrowing.receive()])
                 self._handler.received(self, message, tensors)
+                del message, tensors
 
     async def _write(self, channel: Channel) -> None:
         try:
