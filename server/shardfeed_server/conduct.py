@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 
 from shardfeed_wire.messages import Cancel, GetManifest, Message
 
-__all__ = ["Conduct", "cost_of"]
+__all__ = ["SENSELESS_COST", "Conduct", "cost_of"]
 
 _BURST = 2_000.0
 _A_SECOND = 200.0
@@ -15,6 +15,9 @@ _A_SECOND = 200.0
 _MOST_PEERS = 65_536
 _LEAST_OUTSTANDING = 128
 _MANIFEST_COST = 20
+SENSELESS_COST = 100.0
+"""Of a message that makes no sense: a newer client may send some that are unknown here."""
+
 _CANCELS_A_TOKEN = 256
 
 

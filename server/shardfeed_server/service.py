@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shardfeed_server.answer import MOST_ANSWER_BYTES
 from shardfeed_server.clients import Clients
-from shardfeed_server.conduct import Conduct, cost_of
+from shardfeed_server.conduct import SENSELESS_COST, Conduct, cost_of
 from shardfeed_server.events import logger
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures, Standing
@@ -183,8 +183,9 @@ class Service:
                 try:
                     message, tensors = unpack(chunks)
                 except MessageError:
-                    listener.drop(peer, "it sent what is no message of the protocol")
-                    continue
+                    if not self._conduct.spend(peer, SENSELESS_COST, time.monotonic()):
+                        listener.drop(peer, "it sent what is no message of the protocol")
+                    continue  # silence tells a stranger nothing
                 self._received(listener, peer, len(chunks) == 1, message, tensors)
                 received += 1
                 if not received % _MESSAGES_AT_ONCE:
