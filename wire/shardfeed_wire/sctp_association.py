@@ -242,12 +242,18 @@ class Association:
         self._discarding = True
         if not self._reading and self.ended is None:
             self._read_on()
-        while self.ended is None and (waiting := [item.taken for queue in self._queues for item in queue]):
+        while self.ended is None and (waiting := self._wanted()):
             await asyncio.wait(waiting)
         if self.ended is None:
+            for queue in self._queues:
+                queue.clear()  # given up: nobody waits for it
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
             await asyncio.shield(self._end)
+
+    def _wanted(self) -> list[asyncio.Future[None]]:
+        """What waits to be sent and was not given up."""
+        return [outgoing.taken for queue in self._queues for outgoing in queue if not outgoing.taken.done()]
 
     def end(self, why: str, *, ours: bool = False) -> None:
         """End it at once: abort, and fail what waits to be sent. ``ours``: it was closed here. Idempotent."""

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from shardfeed_wire.errors import BrokenChannelError, EndpointError
-from shardfeed_wire.sctp_fragments import FIRST, GREETING, HEADER
+from shardfeed_wire.sctp_fragments import FIRST, GREETING, HEADER, LAST
 from shardfeed_wire.transport import Limits, Network
 from tests.wire.conformance_arena import DEADLINE, LIMITS, MIB, Arena, as_bytes, background, greet, run, soon
 from tests.wire.conformance_delivery import messages_arrive_whole_and_in_order_both_ways
@@ -45,6 +45,32 @@ def test_a_small_answer_is_not_held_up_by_a_large_batch() -> None:
             for number in range(5):
                 assert as_bytes(await soon(channel.receive())) == [b"%d" % number]
             assert memoryview((await soon(channel.receive()))[0]).nbytes == len(large)
+
+    in_arena(act)
+
+
+def test_a_close_with_patience_after_a_cancelled_send_ends_in_time_and_holds_up_nobody() -> None:
+    async def act(arena: Arena) -> None:
+        listener = arena.listen()
+        with stranger(int(listener.url.rpartition(":")[2])) as never_reads:
+            never_reads.send(GREETING)
+            never_reads.send(HEADER.pack(FIRST | LAST, 0, 1) + (5).to_bytes(8, "little") + b"hello")
+            peer, chunks = await soon(listener.receive())
+            assert as_bytes(chunks) == [b"hello"]
+            async with background(listener.send(peer, [bytes(60 * MIB)])) as sending:
+                await asyncio.wait([sending], timeout=0.5)
+                assert not sending.done()
+            turns = 0
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0.01)
+                    turns += 1
+
+            async with background(count()):
+                await soon(listener.close(linger=1.0))
+            assert turns
 
     in_arena(act)
 
