@@ -6,12 +6,13 @@ import fcntl
 import hashlib
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.interop.environments import NEEDED, ROOT, fresh, install
+from tests.interop.environments import NEEDED, ROOT, CannotInstall, fresh, install
 
 __all__ = ["ARROW", "DALI", "TENSORCOM", "WEBDATASET", "Peer", "python_of"]
 
@@ -53,7 +54,10 @@ DALI = Peer(  # without what it asks for to use a GPU, which is gigabytes
 
 @cache
 def python_of(peer: Peer | None) -> Path:
-    """Return the python that has the peer, or ours for None; the first call installs it, which takes a minute."""
+    """Return the python that has the peer, or ours for None; the first call installs it, which takes a minute.
+
+    Raises CannotInstall where the package index does not give it.
+    """
     if peer is None:
         return Path(sys.executable)
     key = "\n".join([*peer.alone, platform.python_version(), sys.prefix, Path(__file__).read_text()])
@@ -65,6 +69,9 @@ def python_of(peer: Peer | None) -> Path:
         if not finished.exists():
             shutil.rmtree(folder / "environment", ignore_errors=True)
             fresh(folder / "environment")
-            install(python, "--no-deps", *peer.alone)
+            try:
+                install(python, "--no-deps", *peer.alone)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                raise CannotInstall(f"pip cannot get {', '.join(peer.alone)}: {error}") from error
             finished.touch()
     return python

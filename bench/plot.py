@@ -35,13 +35,13 @@ def bars(results: Sequence[Result]) -> str:
         colour = MET if target.met else MISSED
         start, end = sorted((x(1), x(target.found)))
         parts += [
-            _text(left - 90, y + 14, f"{row}: {target.what}", anchor="end"),
+            _text(left - 20, y + 14, f"{row}: {target.what}", anchor="end"),
             f'<rect x="{start:.1f}" y="{y + 2}" width="{end - start:.1f}" height="16" fill="{colour}"/>',
             _line(x(target.bound), y - 2, x(target.bound), y + 22, INK, width=2),
             _text(max(end, x(target.bound)) + 6, y + 14, f"{number(target.found)} x", anchor="start"),
         ]
     height = top + step * len(targets) + 30
-    parts.append(_text(left - 90, height - 10, "black marks: targets; red: missed", anchor="end"))
+    parts.append(_text(x(1), height - 10, "black marks: targets; green: met; red: missed", anchor="start"))
     return _svg(height, parts)
 
 

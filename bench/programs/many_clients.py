@@ -16,6 +16,8 @@ from typing import Any
 
 from shardfeed import RemoteDataset
 
+ROW_BYTES = 150
+
 
 def rows_of(batches: Iterator[Any], steps: int) -> int:
     return sum(len(labels) for _, labels in itertools.islice(batches, steps))
@@ -23,10 +25,19 @@ def rows_of(batches: Iterator[Any], steps: int) -> int:
 
 def main() -> None:
     clients, batch_size, steps, urls = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    # What all ask for ahead keeps the servers busy, and is soon through: a deep queue would be what is timed.
+    ahead = max(2, 4 * len(urls) // clients)
     with ExitStack() as stack:
         datasets = [
             stack.enter_context(
-                RemoteDataset(urls, batch_size=batch_size, rank=rank, world_size=clients, job=f"rank-{rank}")
+                RemoteDataset(
+                    urls,
+                    batch_size=batch_size,
+                    rank=rank,
+                    world_size=clients,
+                    job=f"rank-{rank}",
+                    prefetch_bytes=ahead * batch_size * ROW_BYTES,
+                )
             )
             for rank in range(clients)
         ]
