@@ -19,6 +19,8 @@ Every figure here was written by `scripts/bench`, which measures all sides in tu
 did the same work. Machines are shared and noisy: what counts is the ratio of two sides within a round. A ratio is the
 median over the rounds, a figure the median of its side. `scripts/bench --quick` prints the first two rows in about a
 minute. What each side runs is in `bench/programs`.
+
+SCTP, which needs a guest kernel here, is measured apart: [SCTP in a guest](performance-sctp.md).
 """
 
 

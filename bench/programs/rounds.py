@@ -27,12 +27,19 @@ def digest(numbers: Any) -> str:
     return hashlib.sha256(np.sort(np.asarray(numbers, np.int64)).tobytes()).hexdigest()
 
 
-def answer(one_pass: Pass) -> None:
-    """Answer each line on stdin: ``{}`` with the time of a pass, ``{"keep": [numbers], "file": path}`` with rows."""
+def answer(one_pass: Pass, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None) -> None:
+    """Answer each line on stdin: ``{}`` with the time of a pass, ``{"keep": [numbers], "file": path}`` with rows.
+
+    ``before`` and ``after`` are called around each pass, outside of its time.
+    """
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
+        if before is not None:
+            before()
         said = _keep(one_pass, asked) if "file" in asked else _time(one_pass)
+        if after is not None:
+            after()
         print(json.dumps(said), flush=True)
 
 
