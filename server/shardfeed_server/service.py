@@ -374,9 +374,10 @@ class Service:
         """Have one request answered, send the answer, and settle its account."""
         try:
             answered = await request.workers.answer(request.get, request.block, request.index, since=request.since)
-            self._queue.correct(job, size, answered.size)
-            size = answered.size
-            self._learn(request.get.stream, size / request.rows)
+            # What it holds until it is sent is the slot that it lies in.
+            self._queue.correct(job, size, answered.slot.size)
+            size = answered.slot.size
+            self._learn(request.get.stream, answered.size / request.rows)
             if (request.peer, request.get.request) in self._cancelled:
                 answered.release()
                 return
@@ -387,7 +388,7 @@ class Service:
                 request.get.stream,
                 job,
                 rows=request.rows,
-                size=size,
+                size=answered.size,
                 work=answered.work,
                 sending=now - began,
                 now=now,

@@ -73,7 +73,7 @@ class _Slots:
     def _make(self, size: int) -> int:
         if self._free:  # too small: the pace has changed, so smaller ones make way
             self._drop(min(self._free, key=lambda slot: len(self._free[slot])))
-        size = -(-(size + size // 4) // _GRANULE) * _GRANULE
+        size = -(-(size + size // 8) // _GRANULE) * _GRANULE
         descriptor = os.memfd_create("shardfeed-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(descriptor, 0, size)  # full memory is an error here, never a bus error later
