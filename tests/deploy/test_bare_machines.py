@@ -1,11 +1,10 @@
-"""The commands of the page for bare machines: an installation below another root, and a job on a real Slurm."""
+"""The commands of the page for bare machines: a service under a real systemd, and a job on a real Slurm."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from shardfeed import RemoteDataset
 from shardfeed_server import serve
 from tests.debian import debian_program
+from tests.deploy.machine import run_on_machine
 from tests.deploy.pages import FOLDER, Page
 from tests.deploy.slurm import run_on_slurm
 from tests.requirements import require
@@ -50,62 +50,59 @@ def configuration() -> str:
 # ------------------------------------------------------------------------------------------- systemd
 
 
-def below(command: str, root: Path) -> str:
-    """A command of the page, that takes ``root`` for the root folder."""
-    command = re.sub(r"(?<=\s)/(etc|opt)/|^/(etc|opt)/", lambda found: f"{root}{found[0]}", command)
-    command = command.replace("systemd-sysusers", f"systemd-sysusers --root={root}")
-    command = command.replace("systemctl", f"systemctl --root={root}")
-    # Its dependencies are those of the tests: torch again would be 200 MB.
-    command = command.replace("pip install", "pip install --quiet --no-index --no-deps --no-build-isolation")
-    if command.startswith("chgrp"):  # the user is one of that root's, not of this machine's
-        (group,) = re.findall(r"^shardfeed:x:(\d+):", (root / "etc/group").read_text(), re.MULTILINE)
-        command = command.replace("-R shardfeed", f"-R {group}")
-    return command
-
-
-@pytest.fixture(scope="module")
-def root(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page's commands, as far as systemd's, leave below a folder that is not the machine's root."""
-    require("container", os.geteuid() == 0, "only root installs a service")
-    require("container", debian_program("systemd-sysusers", "systemd"), "there is no systemd")
-    root = tmp_path_factory.mktemp("root")
-    (root / "etc").mkdir()
-    for line in page.commands:
-        if line.startswith(("export", "sbatch")):
-            continue
-        run("bash", "-ec", below(page.command(line), root))
-        if "-m venv" in line:
-            (site,) = root.glob("opt/shardfeed/lib/python3*/site-packages")
-            (site / "dependencies.pth").write_text(
-                f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
-            )
-    return root
-
-
 def setting(name: str) -> str:
     (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
     return value
 
 
-def test_the_commands_of_the_page_install_a_service(root: Path) -> None:
-    assert (root / "etc/systemd/system/multi-user.target.wants/shardfeed.service").is_symlink()
-    assert re.search(rf"^{setting('User')}:x:", (root / "etc/passwd").read_text(), re.MULTILINE)
-    program, *arguments = shlex.split(setting("ExecStart"))
-    assert run(f"{root}{program}", "--version") == run(Path(sys.executable).parent / "shardfeed", "--version")
-    assert "--config" in run(f"{root}{program}", arguments[0], "--help")
-    keys = root / "etc/shardfeed/keys"
-    assert {path.stat().st_mode & 0o077 for path in (keys / "server.toml", keys / "trainer.toml")} == {0o040}
+def on_machine(command: str) -> str:
+    """A command of the page, with what it installs taken from the tests' own environment: torch again is 200 MB."""
+    command = command.replace("pip install", "pip install --quiet --no-index --no-deps --no-build-isolation")
+    if "-m venv" in command:
+        seen = "\\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        command += f"\nprintf '{seen}\\n' > $(echo /opt/shardfeed/lib/python3*/site-packages)/dependencies.pth"
+    return command
 
 
-def test_systemd_takes_the_unit_and_finds_it_safe(root: Path) -> None:
-    unit = root / "etc/systemd/system/shardfeed.service"
-    checked = root / "shardfeed.service"
-    checked.write_text(unit.read_text().replace("/opt/", f"{root}/opt/"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", checked], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.returncode, [line for line in done.stderr.splitlines() if "shardfeed" in line]) == (0, [])
-    run("systemd-analyze", "security", "--offline=true", "--threshold=20", checked)  # of 100; 96 without the settings
+def test_the_commands_of_the_page_make_a_service_that_serves_reloads_and_drains(page: Page, tmp_path: Path) -> None:
+    require("container", os.geteuid() == 0, "only root boots a systemd")
+    require("container", debian_program("systemd-nspawn", "systemd-container"), "there is no systemd-nspawn")
+    commands = [page.command(line) for line in page.commands if not line.startswith(("export", "sbatch"))]
+    (tmp_path / "shardfeed.toml").write_text(configuration())
+    (tmp_path / "data").mkdir()
+    run(sys.executable, ROOT / "examples/pack_digits.py", tmp_path / "data")
+    digest = "/opt/shardfeed/bin/shardfeed digest tcp://127.0.0.1:7880 --stream train"
+    digest += " --curve /etc/shardfeed/keys/trainer.toml"
+    of_tests = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
+    opened = sorted({str(parent) for path in of_tests for parent in path.parents})
+    script = [
+        f"chmod a+rx {' '.join(opened)}",  # the service's user looks for the tests' packages there
+        "cp -r /mnt/data /data && chmod -R a+rX /data",
+        "install -D /mnt/shardfeed.toml /etc/shardfeed/shardfeed.toml --mode 644",
+        f"cd {ROOT}",
+        *map(on_machine, commands),
+        "systemd-analyze verify shardfeed.service 2>&1 | (! grep shardfeed)",
+        "systemd-analyze security --threshold=20 shardfeed.service >/dev/null",  # of 100
+        "trap 'journalctl --unit shardfeed --output cat --no-pager | tail -30' ERR",
+        "systemctl start shardfeed",
+        digest,  # which waits until it serves
+        "before=$(systemctl show --property=MainPID shardfeed)",
+        "systemctl reload shardfeed",
+        "until journalctl --unit shardfeed | grep --quiet 'the configuration was re-read'; do sleep 0.2; done",
+        digest,
+        '[[ $(systemctl show --property=MainPID shardfeed) == "$before" ]]',
+        "ps -o user= -p ${before#MainPID=}",
+        "systemctl stop shardfeed",
+        "systemctl show --property=Result --property=NRestarts shardfeed",
+        "journalctl --no-pager --unit shardfeed --output cat",
+    ]
+    files = {path.name: path for path in tmp_path.iterdir()}
+    said = run_on_machine("\n".join(script), files)
+    assert len(set(re.findall(r"^[0-9a-f]{32}$", said, re.MULTILINE))) == 1, said
+    assert len(re.findall(r"^[0-9a-f]{32}$", said, re.MULTILINE)) == 2, said
+    assert re.search(r"^shardfe", said, re.MULTILINE), said
+    assert {"Result=success", "NRestarts=0"} <= set(said.splitlines()), said
+    assert "draining: " in said, said
 
 
 def test_a_server_has_the_time_that_it_takes_to_drain() -> None:
