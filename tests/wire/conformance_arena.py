@@ -12,7 +12,7 @@ from shardfeed_wire.transport import Channel, Limits, Listener, Network
 LIMITS = Limits(frame_bytes=128 << 20, frames=64, messages=16)
 MIB = 1 << 20
 DEADLINE = 20.0
-PATIENCE = 50.0
+PATIENCE = 100.0
 """For what moves hundreds of megabytes."""
 
 T = TypeVar("T")

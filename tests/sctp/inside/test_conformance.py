@@ -7,6 +7,8 @@ import uvloop
 
 from tests.wire.conformance import CHECKS, Check, run
 
+pytestmark = pytest.mark.timeout(150)  # one core, shared with the host, and no help with checksums
+
 LONG = {"messages_of_any_size_arrive", "thousands_of_small_messages_arrive", "a_message_of_300_mb_arrives"}
 """Checks of what no event loop changes; asyncio's is enough."""
 
