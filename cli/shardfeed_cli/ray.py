@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["commands"]
 
-Name = Annotated[str, typer.Option("--name", help="The deployment's name; trainers read ray://NAME.")]
-Address = Annotated[
+_Name = Annotated[str, typer.Option("--name", help="The deployment's name; trainers read ray://NAME.")]
+_Address = Annotated[
     str | None, typer.Option("--address", help="The cluster, HOST:6379.  [default: RAY_ADDRESS, or the one here]")
 ]
-Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds until the servers must be ready.")]
+_Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds until the servers must be ready.")]
 
 commands = typer.Typer(no_args_is_help=True, help="Loader servers on a Ray cluster: start, look at, scale, end.")
 
 
-@commands.command()
-def up(
+@commands.command("up")
+def _up(
     config: Annotated[Path, typer.Option("--config", help="The TOML file that says what each server serves.")],
     servers: Annotated[
         int | None,
@@ -35,12 +35,12 @@ def up(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs that each server takes, one a worker.  [default: workers, or 1]")
     ] = None,
-    name: Name = "default",
-    address: Address = None,
+    name: _Name = "default",
+    address: _Address = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow addresses that other machines reach, without authentication.")
     ] = False,
-    wait: Wait = 300.0,
+    wait: _Wait = 300.0,
 ) -> None:
     """Start a deployment: one loader server an actor, spread over the nodes, restarted when it or its node dies."""
     from shardfeed_server.config import load_config
@@ -58,10 +58,10 @@ def up(
     _print_states(states)
 
 
-@commands.command()
-def status(
-    name: Name = "default",
-    address: Address = None,
+@commands.command("status")
+def _status(
+    name: _Name = "default",
+    address: _Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Say where the servers of a deployment are, and how they are."""
@@ -80,12 +80,12 @@ def status(
         raise ConfigError(f"there is no deployment {name!r}; start it with `shardfeed ray up --config FILE`")
 
 
-@commands.command()
-def scale(
+@commands.command("scale")
+def _scale(
     name: Annotated[str, typer.Argument(help="The deployment's name.")],
     servers: Annotated[int, typer.Argument(min=1, help="How many servers it shall have.")],
-    address: Address = None,
-    wait: Wait = 300.0,
+    address: _Address = None,
+    wait: _Wait = 300.0,
 ) -> None:
     """Start further servers, or end some; trainers follow while they train."""
     from shardfeed_server.ray_deployment import Deployment, on_ray
@@ -96,8 +96,8 @@ def scale(
     print(f"deployment {name}: {servers} servers, it had {before}")
 
 
-@commands.command()
-def down(name: Name = "default", address: Address = None) -> None:
+@commands.command("down")
+def _down(name: _Name = "default", address: _Address = None) -> None:
     """End a deployment; requests under way are answered."""
     from shardfeed_server.ray_deployment import Deployment, on_ray
 
