@@ -33,8 +33,12 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.data, "CACHE", tmp_path)
 
 
+QUICK = ("plan", "reading", "transport")
+"""The others start servers for seconds each; they run with the long tests."""
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[] if row in QUICK else [pytest.mark.peers]) for row in ROWS])
 def test_our_own_sides_of_a_benchmark_bring_every_sample_once_and_the_same_rows(row: str) -> None:
     result = load(row)(1, peers=False, **SMALL[row])  # which raises where they do not
     assert result.row == row
