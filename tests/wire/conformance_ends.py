@@ -74,6 +74,7 @@ async def a_send_under_way_ends_when_the_listener_goes(arena: Arena) -> None:
 
 async def a_listener_says_that_a_channel_is_gone(arena: Arena) -> None:
     listener, channel, peer = await arena.pair()
+    assert not listener.gone(peer)
     channel.close()
     await raises(BrokenChannelError, lambda: listener.send(peer, [b"x"]))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, EndpointError
 from shardfeed_wire.transport import Limits, Network
 from tests.wire.conformance import CHECKS, Check, run
@@ -97,6 +98,25 @@ def test_another_kind_of_zeromq_socket_is_an_error() -> None:
             port = other.bind_to_random_port("tcp://127.0.0.1")
             with pytest.raises(BrokenChannelError, match="what listens there"):
                 await soon(network.connect(f"tcp://127.0.0.1:{port}", LIMITS))
+
+    in_network(act)
+
+
+@pytest.mark.parametrize(("bound", "host"), [("[::1]", "[::1]"), ("[::]", "127.0.0.1"), ("[::]", "[::1]")])
+def test_a_peer_over_ipv6_is_known_by_its_connection(bound: str, host: str) -> None:
+    async def act(network: Network) -> None:
+        listener = network.listen(f"tcp://{bound}:0", LIMITS)
+        channel = await soon(network.connect(f"tcp://{host}:{parse_endpoint(listener.url).port}", LIMITS))
+        try:
+            await soon(channel.send([b"hello"]))
+            peer, _ = await soon(listener.receive())
+            assert not listener.gone(peer)
+            listener.drop(peer, "a test says so")
+            with pytest.raises(BrokenChannelError):
+                await soon(channel.receive())
+        finally:
+            channel.close()
+            await listener.close()
 
     in_network(act)
 

@@ -283,10 +283,13 @@ def _property(frame: zmq.Frame, name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Ask ZeroMQ's descriptor something, and leave it open. Raises OSError where it is closed already."""
-    # The family and kind are not looked up, and only socket options are asked for: they need not be right.
-    ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+def _borrowed(descriptor: int, family: int = socket.AF_INET) -> Iterator[socket.socket]:
+    """Ask ZeroMQ's descriptor something, and leave it open. Raises OSError where it is closed already.
+
+    Options can be asked for whatever ``family`` is said to be; an address is cut to the length of that family's. With
+    -1 it is looked up, which takes some calls of the kernel.
+    """
+    ours = socket.socket(family, socket.SOCK_STREAM, 0, fileno=descriptor)
     try:
         yield ours
     finally:
@@ -296,7 +299,7 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 def _cookie_and_address(descriptor: int) -> tuple[bytes, str | None, str] | None:
     """Return what tells a socket from every other, and its far end: host, and in words. None where it is closed."""
     try:
-        with _borrowed(descriptor) as ours:
+        with _borrowed(descriptor, family=-1) as ours:
             name = ours.getpeername()
             cookie = ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
             if not isinstance(name, tuple):
