@@ -92,6 +92,9 @@ def serve(
         bool, typer.Option("--reload", help="Restart when the configuration or code in the code folder changes.")
     ] = False,
     end_with: Annotated[int | None, typer.Option(hidden=True, help="End when this inherited pipe closes.")] = None,
+    remove_folder: Annotated[
+        bool, typer.Option("--remove-folder", hidden=True, help="Remove the Unix sockets' folders at the end.")
+    ] = False,
 ) -> None:
     """Serve shards: read, decode, augment and batch them for trainers, until SIGTERM or Ctrl-C.
 
@@ -144,7 +147,7 @@ def serve(
         from shardfeed_cli.reload import serve_and_reload
 
         raise typer.Exit(serve_and_reload(config, read))
-    _run(read, end_with, log_json=log_json)
+    _run(read, log_json=log_json, end_with=end_with, remove_folder=remove_folder)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:
@@ -180,17 +183,17 @@ def _config_of(shards: list[str], name: str, of_stream: dict[str, Any], of_serve
     return ServerConfig(streams={name: stream}, **of_server)
 
 
-def _run(read: Callable[[], ServerConfig], end_with: int | None, *, log_json: bool) -> None:
+def _run(read: Callable[[], ServerConfig], *, log_json: bool, **until: Any) -> None:
     from shardfeed_cli.logs import show_logs
 
     show_logs(as_json=log_json)
     if log_json:
-        _run_logging(read, end_with)
+        _run_logging(read, until)
     else:
-        _run_printing(read, end_with)
+        _run_printing(read, until)
 
 
-def _run_printing(read: Callable[[], ServerConfig], end_with: int | None) -> None:
+def _run_printing(read: Callable[[], ServerConfig], until: Mapping[str, Any]) -> None:
     """Say on stdout, for a person, what is served."""
     from shardfeed_cli.progress import Meter
     from shardfeed_server.serve import Observer
@@ -203,10 +206,10 @@ def _run_printing(read: Callable[[], ServerConfig], end_with: int | None) -> Non
             ready=lambda serving: _announce(serving, config, meter),
             draining=_say_draining,
         )
-        run_server(config, observer, end_with=end_with, reread=read)
+        run_server(config, observer, reread=read, **until)
 
 
-def _run_logging(read: Callable[[], ServerConfig], end_with: int | None) -> None:
+def _run_logging(read: Callable[[], ServerConfig], until: Mapping[str, Any]) -> None:
     """Say everything as events in the log, the error that ends the server too."""
     from shardfeed_cli.progress import Pace
     from shardfeed_server.events import logger
@@ -232,7 +235,7 @@ def _run_logging(read: Callable[[], ServerConfig], end_with: int | None) -> None
 
     try:
         observer = Observer(indexing=indexing, ready=ready, draining=lambda: log.info("draining"))
-        run_server(read(), observer, end_with=end_with, reread=read)
+        run_server(read(), observer, reread=read, **until)
     except ShardfeedError as error:
         log.error(str(error))
         raise typer.Exit(1) from None

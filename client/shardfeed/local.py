@@ -41,7 +41,7 @@ class LocalServer:
         command += ["--curve", ""]  # nobody else reaches the folder
         try:
             self._process = subprocess.Popen(
-                [*command, "--http", "off", "--no-push", "--end-with", str(reader)],
+                [*command, "--http", "off", "--no-push", "--remove-folder", "--end-with", str(reader)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

@@ -64,9 +64,12 @@ def serve(
     observer: Observer,
     *,
     end_with: int | None = None,
+    remove_folder: bool = False,
     reread: Callable[[], ServerConfig] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or, where given, the end of the pipe with descriptor ``end_with``; then drain.
+
+    With ``remove_folder`` the folders of the Unix sockets, made for them, are removed at the end.
 
     At SIGHUP the streams are opened anew, by what ``reread`` returns then, or as they were told at first where
     it is not given.
@@ -76,7 +79,7 @@ def serve(
     """
     _have_descriptors()
     with contextlib.suppress(StoppedError):
-        uvloop.run(_Server(config, observer, reread or (lambda: config)).run(end_with))
+        uvloop.run(_Server(config, observer, reread or (lambda: config)).run(end_with, remove_folder=remove_folder))
 
 
 class _Server:
@@ -86,19 +89,20 @@ class _Server:
         self._on_stop: Callable[[], None] = lambda: None
         self._had_terminal = os.isatty(0)
 
-    async def run(self, end_with: int | None) -> None:
+    async def run(self, end_with: int | None, *, remove_folder: bool) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         if end_with is not None:
-            loop.add_reader(end_with, self._told_to_stop)
+            loop.add_reader(end_with, self._host_is_gone, end_with)
         keys = load_server_keys(self._config.curve) if self._config.curve else None
         outputs = Outputs(self._config.outputs, list(self._config.streams))
         network, private = Network(keys), Network()
         listeners: list[Listener] = []
         try:
-            listeners += [network.listen(url, REQUEST_LIMITS) for url in self._config.bind]
-            listeners += [private.listen(url, REQUEST_LIMITS) for url in outputs.endpoints]
+            # One after the other: where one cannot be bound, those before it are closed below.
+            listeners.extend(network.listen(url, REQUEST_LIMITS) for url in self._config.bind)
+            listeners.extend(private.listen(url, REQUEST_LIMITS) for url in outputs.endpoints)
             await self._run_on(listeners, keys, outputs)
         finally:
             if end_with is not None:
@@ -108,7 +112,7 @@ class _Server:
             network.close()
             private.close()
             outputs.remove()
-            _remove_sockets(self._config.bind, folders=end_with is not None)
+            _remove_sockets(self._config.bind[: len(listeners)], folders=remove_folder)
 
     async def _run_on(self, listeners: list[Listener], keys: ServerKeys | None, outputs: Outputs) -> None:
         config = self._config
@@ -167,6 +171,10 @@ class _Server:
         async with http_port(self._config.http, service) as url:
             yield url
 
+    def _host_is_gone(self, end_with: int) -> None:
+        asyncio.get_running_loop().remove_reader(end_with)  # a pipe that has ended stays readable
+        self._told_to_stop()
+
     def _told_to_stop(self) -> None:
         self._on_stop()
         self._stop.set()
@@ -188,7 +196,7 @@ def _have_descriptors() -> None:
 
 
 def _remove_sockets(urls: tuple[str, ...], *, folders: bool) -> None:
-    """Remove the files that Unix sockets leave and, for a private server, the folders made for them."""
+    """Remove the files that our Unix sockets leave and, for a private server, the folders made for them."""
     for url in urls:
         path = parse_endpoint(url).path
         if path:

@@ -13,7 +13,7 @@ from tests.photographs import write_shards
 pytestmark = pytest.mark.xdist_group("cli-reload")
 
 CONFIGURATION = """\
-bind = ["ipc://{folder}/feed"]
+bind = ["ipc://{folder}/run/feed"]
 workers = 1
 code_dir = "code"
 
@@ -30,6 +30,7 @@ CODE = "def changed(sample):\n    return {**sample, 'txt': 'as it is'}\n"
 def file(tmp_path: Path) -> Path:
     write_shards(tmp_path, [("a", {"txt": b"text"})], 1)
     (tmp_path / "code").mkdir()
+    (tmp_path / "run").mkdir()  # the socket's alone, and not the server's to remove
     (tmp_path / "code/mine.py").write_text(CODE)
     file = tmp_path / "shardfeed.toml"
     file.write_text(CONFIGURATION.format(folder=tmp_path))
@@ -72,7 +73,7 @@ def test_changes_are_served_and_broken_ones_waited_out(file: Path, tmp_path: Pat
 
 def test_the_server_does_not_outlive_a_supervisor_that_is_killed(file: Path, tmp_path: Path) -> None:
     with started("serve", "--config", file, "--reload", log=tmp_path / "log") as running:
-        running.wait_until((tmp_path / "feed").exists)
+        running.wait_until((tmp_path / "run/feed").exists)
         (server,) = children(running)
         running.process.kill()
         running.process.wait()

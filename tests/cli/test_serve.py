@@ -148,6 +148,19 @@ def test_a_server_of_a_manifest_drains_at_sigterm_and_leaves_no_socket(folder: P
     assert not (tmp_path / "feed").exists()
 
 
+def test_a_server_that_cannot_have_one_address_ends_and_leaves_the_socket_of_another_alone(
+    folder: Path, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(tmp_path / "feed"))
+        living.listen()
+        where = ["--bind", "tcp://127.0.0.1:0", "--bind", f"ipc://{tmp_path}/feed"]
+        done = run("serve", folder / "train-000000.tar", "--fields", "jpg cls", *where)
+        assert done.returncode == 1
+        assert "another process listens there" in done.stderr
+        assert (tmp_path / "feed").exists()
+
+
 def test_ctrl_c_while_a_server_starts_ends_it_with_0(folder: Path, tmp_path: Path) -> None:
     socket_file = tmp_path / "feed"
     arguments = ["serve", "--config", folder / "shardfeed.toml", "--bind", f"ipc://{socket_file}"]
