@@ -41,18 +41,21 @@ def endpoints_now(given: str) -> list[str]:
     return expand_endpoints(endpoints()) if callable(endpoints) else endpoints
 
 
-async def resolve(endpoints: list[str]) -> list[str]:
+async def resolve(endpoints: list[str], last: dict[str, list[str]] | None = None) -> list[str]:
     """Return the URLs behind the endpoints, in order and once each.
 
+    ``last`` keeps each endpoint's for the next call, where they count for a name that cannot be looked up then.
     Blocks for name look-ups. Raises ConnectError where no name has an address, EndpointError where a URL is none.
     """
+    last = {} if last is None else last
     urls: dict[str, None] = {}
     failures = []
     for endpoint in endpoints:
         try:
-            urls.update(dict.fromkeys(await _addresses(endpoint)))
+            last[endpoint] = await _addresses(endpoint)
         except OSError as error:
             failures.append(f"{endpoint}: {error.strerror or error}")
+        urls.update(dict.fromkeys(last.get(endpoint, [])))
     if not urls:
         raise ConnectError(
             f"no endpoint has an address: {'; '.join(failures)}. Correct the name, or look at the name service"

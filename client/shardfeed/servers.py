@@ -61,6 +61,7 @@ class Servers:
     ) -> None:
         """Connect to nothing yet."""
         self._endpoints, self._stream, self._greeting = endpoints, stream, greeting
+        self._looked_up: dict[str, list[str]] = {}
         self._network, self._listener = network, listener
         self._agreement = Agreement(stream)
         self._peers: dict[str, Peer] = {}
@@ -149,11 +150,18 @@ class Servers:
         """Let servers that are new join, and those that are gone leave."""
         given = self._endpoints
         if callable(given):
-            listed = await asyncio.to_thread(given)
+            try:
+                listed = await asyncio.to_thread(given)
+            except ShardfeedError:
+                raise
+            except Exception as error:  # it is the user's, and may ask what is down now
+                raise NobodyAnswersError(
+                    f"the endpoints' callable raised {type(error).__name__}: {error}; correct it, or what it asks"
+                ) from error
             if not listed:
                 raise NobodyAnswersError("the endpoints' callable returned none")
             given = expand_endpoints(listed)
-        urls = await resolve(given)
+        urls = await resolve(given, self._looked_up)
         for url in urls:
             if url not in self._peers:
                 self._peers[url] = Peer(url, self._network, self._greeting, self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,71 @@ def test_the_addresses_of_a_name_are_looked_up_again(
         addresses.append("127.0.0.1")
         assert sum(len(labels) for _, labels in dataset) == SAMPLES
         assert dataset.digest == undisturbed
+
+
+def test_a_name_that_cannot_be_looked_up_for_a_while_takes_nobody_away(
+    server: Loader,
+    shards: list[Path],
+    undisturbed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "shardfeed")
+    failed = threading.Event()
+    really = socket.getaddrinfo
+
+    with Loader.of(shards, *OPTIONS) as other:
+        port = int(other.url.rpartition(":")[2])
+        down = False
+
+        def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+            if host != "loaders.test":
+                return really(host, *arguments, **options)
+            if down:
+                failed.set()
+                raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        urls = [server.url, f"tcp://loaders.test:{port}"]
+        with RemoteDataset(urls, batch_size=8, prefetch_bytes=1, connect_timeout=20) as dataset:
+            batches = iter(dataset)
+            next(batches)
+            down = True
+            assert failed.wait(60)
+            failed.clear()
+            assert failed.wait(60)  # what came of the first look-up has happened by now
+            for _ in batches:
+                pass
+            assert dataset.digest == undisturbed
+            assert "lost a server" not in caplog.text
+
+
+def test_a_callable_that_fails_for_a_while_takes_nobody_away(server: Loader, undisturbed: str) -> None:
+    failed = threading.Event()
+    calls = iter(range(1_000))
+
+    def endpoints() -> str:
+        if next(calls) in (1, 2, 4):
+            failed.set()
+            raise OSError("the registry is restarting")
+        return server.url
+
+    with RemoteDataset(endpoints, batch_size=8, prefetch_bytes=1) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        assert failed.wait(60)
+        for _ in batches:
+            pass
+        assert dataset.digest == undisturbed
+
+
+def test_a_callable_that_never_works_is_named_with_its_error() -> None:
+    def endpoints() -> str:
+        raise KeyError("LOADERS")
+
+    with pytest.raises(ConnectError, match=r"callable raised KeyError: 'LOADERS'"):
+        iter(RemoteDataset(endpoints, batch_size=8, connect_timeout=1))
 
 
 def test_a_rolling_update_to_another_recipe_never_mixes_and_the_trainer_is_told(shards: list[Path]) -> None:
