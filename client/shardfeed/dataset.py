@@ -367,6 +367,7 @@ class _Iterator:
             raise
         if batch is None:
             self._feed = None
+            self._dataset._recorder.ended(asked)
             self._dataset._finished(self._epoch)
             raise StopIteration
         return self._dataset._take(batch, feed.waited - before, asked)

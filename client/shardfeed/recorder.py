@@ -53,6 +53,12 @@ class Recorder:
             spread.add(getattr(told, cause))
         self._untold.append(told)
 
+    def ended(self, asked: float) -> None:
+        """The trainer is through with the last batch of a pass, and asked for another at ``asked``."""
+        if self._last is not None:
+            self._seconds += asked - self._last
+            self._last = None
+
     def untold(self) -> Waited | UnsetType:
         """Return what was not told to a server yet, once; UNSET where there is nothing. May be called in any thread."""
         steps, sums = 0, dict.fromkeys(self._causes, 0.0)

@@ -67,7 +67,7 @@ class Stats:
 
     ``samples`` counts good rows without padding, ``bytes`` what was received for the batches
     delivered, ``masked`` the bad samples. ``seconds`` is the time from asking for the first batch to
-    having the last, passes added up, and ``waited`` those of them that the trainer spent in ``next``;
+    being through with the last, passes added up, and ``waited`` those of them that the trainer spent in ``next``;
     ``wait`` and ``waits`` have the same for a batch and by cause.
     ``rows_sent`` counts rows asked for, ``rows_hedged`` those asked for a second time because they
     were late, ``retried`` requests asked again elsewhere, ``stale`` answers that came too late,

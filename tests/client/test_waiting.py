@@ -83,3 +83,14 @@ def test_what_was_waited_is_told_once() -> None:
     assert told.steps == 4_096  # what nobody asked for in time is left out, and takes no memory
     assert not isinstance(recorder.untold(), Waited)
     assert recorder.stats({}).steps == 10_000
+
+
+def test_the_time_with_the_last_batch_of_a_pass_counts_and_the_time_between_passes_does_not() -> None:
+    recorder = Recorder()
+    for began in (0.0, 100.0):
+        recorder.begin()
+        for at in (began, began + 2):
+            recorder.delivered(samples=8, size=1, masked=0, trip=TRIP, waited=1.0, asked=at, now=at + 1)
+        recorder.ended(began + 4)
+    assert recorder.stats({}).seconds == pytest.approx(8)
+    assert recorder.stats({}).samples_per_second == pytest.approx(4)

@@ -320,5 +320,7 @@ def test_a_dataloader_that_makes_batches_of_batches_is_refused(opened: Open, bat
 
 @pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
 def test_a_dataloader_that_makes_batches_of_batches_in_workers_is_refused(opened: Open) -> None:
+    batches = iter(DataLoader(opened(), batch_size=4, num_workers=1))
     with pytest.raises(ConfigError, match="batch_size=None"):
-        next(iter(DataLoader(opened(), batch_size=4, num_workers=1)))
+        next(batches)
+    batches._shutdown_workers()  # type: ignore[attr-defined]  # which takes torch as long as the check for leaks waits
