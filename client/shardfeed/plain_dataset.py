@@ -9,12 +9,15 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
+import zmq
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from shardfeed.peer import Framing
+from shardfeed.plain_sctp import SctpReceiver
 from shardfeed.plain_sockets import PlainSockets, ReceivingSocket, check_options
 from shardfeed.plain_waiting import wait_for
+from shardfeed.plain_zeromq import ZeroMQReceiver
 from shardfeed.position import this_worker
 from shardfeed_wire.errors import ConfigError, TenbinError
 from shardfeed_wire.plain import PlainEndpoint, expand_plain
@@ -54,16 +57,19 @@ class PlainDataset(IterableDataset[Any]):
         """Say where batches come from. Opens no socket yet: the first `iter` does.
 
         Args:
-            urls: ``zpull://host:port``, ``zsub+ipc:///path`` and the like; braces or several URLs: from all of
-                them. ``zpull`` and ``zrsub`` bind, ``zsub`` and ``zrpull`` connect.
+            urls: ``zpull://host:port``, ``zsub+ipc:///path``, ``sctp://host:port`` and the like; braces or several
+                URLs: from all of them. ``zpull``, ``zrsub`` and ``sctp`` bind, ``zsub`` and ``zrpull`` connect.
             length: batches of one pass, and ``len``; None: a pass never ends.
             framing: what the senders use: ``"multipart"`` (one frame a header and one an array) or ``"single"``.
+                Over SCTP a message is always one buffer.
             infos: False: the arrays' names do not matter; True: each item is a tuple of the batch and a list of
                 its names; a sequence: the names are to be these, and a batch with others is malformed.
             on_error: ``"raise"`` TenbinError for a message that is no batch, or ``"skip"`` it: it is counted
                 in `skipped`, and the first is logged.
             high_water: batches of each sender that wait here; ZeroMQ counts them, and the network holds some more.
-            frame_bytes: who sends a larger frame is disconnected.
+                Over SCTP: associations that wait here to be accepted.
+            frame_bytes: who sends a larger frame is disconnected. Over SCTP: who sends a larger message, and
+                what messages that have not ended may hold together.
             timeout: seconds without a batch after which that is an error; None waits for ever.
             insecure: allow to bind an address that other machines reach. Nothing is encrypted, and whoever
                 reaches it can send batches.
@@ -131,7 +137,7 @@ class PlainDataset(IterableDataset[Any]):
         if self._open is not None and not self._open.is_ours:
             self.close()  # a fork's: nothing of the parent's is touched
         if self._open is None:
-            make = partial(ReceivingSocket, high_water=self._high_water, frame_bytes=self._frame_bytes)
+            make = partial(_socket, high_water=self._high_water, frame_bytes=self._frame_bytes)
             self._open = PlainSockets(self._share_of_urls(), make, owner=self, insecure=self._insecure)
         return self._open
 
@@ -162,7 +168,7 @@ class PlainDataset(IterableDataset[Any]):
                 try:
                     message = socket.receive()
                     if message is not None:
-                        batch = self._decode(*message)
+                        batch = self._decode(*message, "single" if socket.endpoint.is_sctp else self._framing)
                         self.received += 1
                         return batch
                 except TenbinError as error:
@@ -171,11 +177,11 @@ class PlainDataset(IterableDataset[Any]):
                     self._skip(error)
         raise AssertionError("wait_for ends with an error alone")
 
-    def _decode(self, sender: str, chunks: list[memoryview]) -> Any:
+    def _decode(self, sender: str, chunks: list[memoryview], framing: Framing) -> Any:
         try:
-            if self._framing == "single" and len(chunks) > 1:
+            if framing == "single" and len(chunks) > 1:
                 raise TenbinError(f"its message has {len(chunks)} frames; its framing may be multipart, not single")
-            if self._framing == "multipart" and len(chunks) == 1:
+            if framing == "multipart" and len(chunks) == 1:
                 raise TenbinError("its message has one frame; its framing may be single, not multipart")
             decoded = decode_list(chunks, self._infos) if len(chunks) > 1 else decode_buffer(chunks[0], self._infos)
         except TenbinError as error:
@@ -211,3 +217,11 @@ class _Pass:
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
     usable = array.flags.writeable and array.flags.aligned and array.nbytes >= _COPY_BELOW
     return torch.from_numpy(array if usable else np.array(array))
+
+
+def _socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: PlainEndpoint, *, high_water: int, frame_bytes: int
+) -> ReceivingSocket:
+    if endpoint.is_sctp:
+        return SctpReceiver(endpoint, high_water=high_water, message_bytes=frame_bytes)
+    return ZeroMQReceiver(context, endpoint, high_water=high_water, frame_bytes=frame_bytes)

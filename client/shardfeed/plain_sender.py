@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
+import zmq
+
 from shardfeed.peer import Framing
+from shardfeed.plain_sctp import RETRY_SECONDS, SctpSender
 from shardfeed.plain_sockets import PlainSockets, SendingSocket, check_options
 from shardfeed.plain_waiting import wait_for
+from shardfeed.plain_zeromq import ZeroMQSender
 from shardfeed_wire.errors import ClosedChannelError, ConfigError, TenbinError
-from shardfeed_wire.plain import expand_plain
+from shardfeed_wire.plain import PlainEndpoint, expand_plain
 from shardfeed_wire.tenbin import encode_chunks, encode_list
 
 __all__ = ["PlainSender"]
@@ -20,8 +24,8 @@ class PlainSender:
     """Sends batches with no protocol around them: each is one message of tenbin arrays.
 
     ``zpush`` and ``zrpush`` give each batch to one receiver, in turn, and wait while none takes it. ``zpub``
-    and ``zrpub`` give it to all who have subscribed, and lose it to those who are too slow. Not for
-    several threads at once.
+    and ``zrpub`` give it to all who have subscribed, and lose it to those who are too slow. ``sctp`` is a push
+    to whoever binds that address, each batch an association of its own. Not for several threads at once.
     """
 
     def __init__(
@@ -37,11 +41,14 @@ class PlainSender:
         """Bind or connect, as the URL says. Does not wait for a receiver.
 
         Args:
-            url: ``zpush://host:port``, ``zpub+ipc:///path`` and the like; braces or several URLs: to all of them.
-            framing: ``"multipart"`` (one frame a header and one an array) or ``"single"`` (one frame a message).
+            url: ``zpush://host:port``, ``zpub+ipc:///path``, ``sctp://host:port`` and the like; braces or several
+                URLs: to all of them.
+            framing: ``"multipart"`` (one frame a header and one an array) or ``"single"`` (one frame a message), of
+                ZeroMQ; over SCTP a message is always one buffer.
             infos: names of the arrays: True: a batch is a dict, and its keys are sent; a sequence: these names.
                 A name has at most 8 ASCII characters.
-            high_water: batches that wait here for each receiver; the network holds some more.
+            high_water: batches that wait here for each receiver; the network holds some more. Over SCTP it is
+                one: the next is sent when the receiver's kernel has all of it.
             timeout: seconds after which it is an error that nobody takes a batch; None waits for ever.
             insecure: allow to bind an address that other machines reach. Nothing is encrypted, and
                 receivers are not authenticated.
@@ -52,14 +59,15 @@ class PlainSender:
         self._framing, self._infos, self._timeout = framing, infos, timeout
         self.sent = 0
         """Batches handed over. Those at the end may yet be lost, if the receiver goes."""
-        self.dropped = 0
-        """Batches that were published and that some receiver, or everybody for want of one, did not get."""
+        self._unpublished = 0
         self._sockets = PlainSockets(
             expand_plain(url, sends=True),
-            partial(SendingSocket, high_water=high_water),
+            partial(_socket, high_water=high_water),
             owner=self,
             insecure=insecure,
         )
+        tries_anew = any(socket.endpoint.is_sctp for socket in self._sockets.all)
+        self._again = RETRY_SECONDS if tries_anew else None
         self._next = 0
 
     @property
@@ -67,21 +75,30 @@ class PlainSender:
         """The URLs, expanded, with the ports that were taken where port 0 was asked for."""
         return [socket.url for socket in self._sockets.all]
 
+    @property
+    def dropped(self) -> int:
+        """Batches that were published and that some receiver, or everybody for want of one, did not get.
+
+        Over SCTP those that were under way when their receiver went.
+        """
+        return self._unpublished + sum(socket.lost for socket in self._sockets.all)
+
     def send(self, batch: Any) -> None:
         """Send one batch: a sequence or dict of numpy arrays or torch tensors, or one of these alone.
 
         Blocks while no receiver of a push has room. What is sent is copied. Raises TenbinError for what
-        tenbin cannot hold, StarvedError after ``timeout``, and ClosedChannelError after `close`.
+        tenbin cannot hold, StarvedError after ``timeout``, ClosedChannelError after `close`, and ConfigError for a
+        batch that is larger than one SCTP message may be here.
         """
         if self._sockets.closed:
             raise ClosedChannelError("the sender was closed")
         chunks = self._encode(batch)
         if self._sockets.all[0].publishes:
             arrived = [socket.publish(chunks) for socket in self._sockets.all]
-            self.dropped += not all(arrived)
+            self._unpublished += not all(arrived)
         elif not self._push(chunks):
             what = f"a receiver to take a batch from {self._sockets.urls}"
-            for _ in wait_for(self._sockets.poller, self._timeout, what):
+            for _ in wait_for(self._sockets.poller, self._timeout, what, self._again):
                 if self._push(chunks):
                     break
         self.sent += 1
@@ -135,3 +152,7 @@ class PlainSender:
                 f"infos=True sends the keys of a dict, and a batch is a {type(batch).__name__}; name them"
             )
         return list(batch) if isinstance(batch, list | tuple) else [batch], names
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: PlainEndpoint, *, high_water: int) -> SendingSocket:
+    return SctpSender(endpoint) if endpoint.is_sctp else ZeroMQSender(context, endpoint, high_water=high_water)

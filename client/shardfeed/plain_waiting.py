@@ -17,9 +17,10 @@ _SAID_AFTER = (5.0, 30.0, 120.0)
 log = logging.getLogger("shardfeed")
 
 
-def wait_for(poller: zmq.Poller, timeout: float | None, what: str) -> Iterator[None]:
+def wait_for(poller: zmq.Poller, timeout: float | None, what: str, again: float | None = None) -> Iterator[None]:
     """Yield each time that something may have happened on the poller's sockets; the caller stops when it has.
 
+    ``again`` is after how many seconds to yield though nothing has, for sockets that try anew by themselves.
     Blocks in between. After 5, 30 and 120 s the log says that ``what`` is waited for. Raises StarvedError
     after ``timeout`` seconds; None waits for ever.
     """
@@ -32,5 +33,6 @@ def wait_for(poller: zmq.Poller, timeout: float | None, what: str) -> Iterator[N
         if said and waited >= said[0]:
             log.warning("waiting for %s for %.0f s", what, said.pop(0))
         limits = [seconds - waited for seconds in (*said[:1], timeout) if seconds is not None]
+        limits += [] if again is None else [again]
         poller.poll(max(1, round(1_000 * min(limits))) if limits else None)
         yield

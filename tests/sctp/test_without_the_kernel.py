@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from shardfeed import RemoteDataset
+from shardfeed import PlainDataset, PlainSender, RemoteDataset
 from shardfeed_wire.errors import EndpointError
 from shardfeed_wire.transport import Limits, Network
-from tests.system.loaders import Loader
+from tests.photographs import Photographs
+from tests.system.loaders import Loader, write_photographs
 
 LIMITS = Limits(frame_bytes=1 << 20)
 
@@ -51,5 +52,22 @@ def test_a_trainer_hears_it_at_once_and_not_when_its_patience_ends() -> None:
 
 def test_a_server_does_not_start_without_it(tmp_path: Path) -> None:
     loader = Loader([tmp_path / "none.tar", "--fields", "jpg cls", "--bind", "sctp://127.0.0.1:0"], wait=False)
+    assert loader.wait() != 0
+    assert "modprobe sctp" in loader.output
+
+
+def test_a_plain_stream_says_it_when_the_sender_is_made_and_at_the_data_set_s_first_iter() -> None:
+    with pytest.raises(EndpointError, match=r"sctp://127.0.0.1:7891.*no SCTP.*modprobe sctp"):
+        PlainSender("sctp://127.0.0.1:7891")
+    with (
+        PlainDataset("sctp://127.0.0.1:0") as dataset,
+        pytest.raises(EndpointError, match=r"sctp://127.0.0.1:0.*no SCTP.*modprobe sctp"),
+    ):
+        iter(dataset)
+
+
+def test_a_server_that_is_to_send_over_it_ends_and_says_why(tmp_path: Path, photographs: Photographs) -> None:
+    shards = write_photographs(tmp_path, photographs[:4], count=1)
+    loader = Loader.of(shards, "--workers", "1", "--push", "sctp://127.0.0.1:7891")
     assert loader.wait() != 0
     assert "modprobe sctp" in loader.output

@@ -44,6 +44,19 @@ def test_what_carries_a_stream_stands_behind_a_plus(url: str, address: str) -> N
     assert parse_plain(url, sends=True).address == address
 
 
+def test_over_sctp_both_sides_write_one_url_and_the_receiver_binds() -> None:
+    url = "sctp://10.0.0.1,10.1.0.1:7891"
+    sender, receiver = parse_plain(url, sends=True), parse_plain(url, sends=False)
+    assert (sender.pattern, sender.binds, sender.is_exposed) == ("push", False, False)
+    assert (receiver.pattern, receiver.binds, receiver.is_exposed) == ("pull", True, True)
+    assert sender.address == receiver.address == url
+    assert not parse_plain("sctp://127.0.0.1,127.0.0.2:7891", sends=False).is_exposed
+    with pytest.raises(EndpointError, match=r"sctp://data-0.*needs a host and a port"):
+        parse_plain("sctp://data-0", sends=True)
+    with pytest.raises(EndpointError, match="either pushed to one receiver or published to all"):
+        expand_plain([url, "zpub://127.0.0.1:2"], sends=True)
+
+
 @pytest.mark.parametrize(
     "url",
     ["tcp://127.0.0.1:7890", "zpush:127.0.0.1", "zpush+udp://127.0.0.1:1", "zpush+ipc://", "zpush://", "push://a:1"],

@@ -3,6 +3,9 @@
 ``zpush zpull zpub zsub`` are ZeroMQ's PUSH, PULL, PUB and SUB; there PULL and PUB bind, and PUSH and SUB
 connect. With an r (``zrpush zrpull zrpub zrsub``) it is the other way round. ``+tcp``, which is the
 default, or ``+ipc`` behind the scheme names what carries them: ``zpush+ipc:///tmp/feed``.
+
+``sctp://host:port`` is one batch an SCTP message, as the documented ``tenbin.sctp_send`` and ``sctp_recv``
+have it; both sides write the same URL, and there the receiver binds.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ _SCHEMES: dict[str, tuple[Pattern, bool]] = {
 class PlainEndpoint:
     """One plain stream's URL, taken apart.
 
-    ``pattern`` is the ZeroMQ socket's kind, ``binds`` whether it binds or connects, and ``address``
-    where, as ZeroMQ writes it.
+    ``pattern`` is the ZeroMQ socket's kind (over SCTP ``push`` and ``pull``), ``binds`` whether it binds or
+    connects, and ``address`` where: a URL of ``tcp``, ``ipc`` or ``sctp``.
     """
 
     url: str
@@ -45,6 +48,11 @@ class PlainEndpoint:
         return self.pattern in _SENDS
 
     @property
+    def is_sctp(self) -> bool:
+        """Whether SCTP carries it, one message of one buffer a batch."""
+        return self.address.startswith("sctp:")
+
+    @property
     def is_exposed(self) -> bool:
         """Whether it binds an address that other machines reach. To connect is not to bind."""
         return self.binds and not self.address.startswith("ipc:") and not parse_endpoint(self.address).is_loopback
@@ -55,13 +63,15 @@ def parse_plain(url: str, *, sends: bool) -> PlainEndpoint:
 
     Raises EndpointError, with the URL and what to write, for anything else, and for the other side's URL.
     """
+    if url.startswith("sctp://"):
+        return PlainEndpoint(url, "push" if sends else "pull", not sends, str(parse_endpoint(url)))
     example = "zpush://127.0.0.1:7890" if sends else "zpull://127.0.0.1:7890"
     scheme, separator, rest = url.partition("://")
     name, _, carrier = scheme.partition("+")
     if not separator or name not in _SCHEMES or carrier not in ("", "tcp", "ipc") or not rest:
         raise EndpointError(
             f"endpoint {url!r} is no plain stream; write for example {example}, or {example[:5]}+ipc:///tmp/feed "
-            f"(the schemes are {' '.join(_SCHEMES)})"
+            f"(the schemes are {' '.join(_SCHEMES)} sctp)"
         )
     pattern, binds = _SCHEMES[name]
     if (pattern in _SENDS) is not sends:
@@ -79,7 +89,8 @@ def expand_plain(urls: str | Iterable[str], *, sends: bool) -> list[PlainEndpoin
     endpoints = [parse_plain(url, sends=sends) for url in expand_endpoints(urls)]
     if sends and len({endpoint.pattern for endpoint in endpoints}) > 1:
         raise EndpointError(
-            "a batch is either pushed to one receiver or published to all: give zpush and zrpush, or zpub and zrpub"
+            "a batch is either pushed to one receiver or published to all: give zpush, zrpush and sctp, or zpub and "
+            "zrpub"
         )
     return endpoints
 

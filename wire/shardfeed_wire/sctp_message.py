@@ -36,23 +36,36 @@ def send_message(socket: Any, dest: tuple[str, int], message: bytes) -> None:
 def receive_message(socket: Any, maxsize: int) -> bytearray:
     """Receive one SCTP message. Blocks as the socket does.
 
-    :param socket: of pysctp. One-to-one and listening: a connection is accepted, and closed again;
-        one-to-many, or connected: the next message is taken.
+    :param socket: of pysctp. One-to-one and listening: a connection is accepted, and closed again, and one
+        that ends without a message is passed over; one-to-many, or connected: the next message is taken.
     :param maxsize: bytes that a message may have.
     :raises TenbinError: the message is larger, or the association ended before its end.
     """
     is_stream = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_TYPE) == sockets.SOCK_STREAM
     if not is_stream or not socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN):
-        return _receive_parts(socket, maxsize)
-    client, _ = socket.accept()
-    try:
-        return _receive_parts(client, maxsize)
-    finally:
-        client.close()
+        return _whole(_receive_parts(socket, maxsize))
+    while True:
+        client, _ = socket.accept()
+        try:
+            message, ended = _receive_parts(client, maxsize)
+            if message or not ended:
+                return _whole((message, ended))
+        finally:
+            client.close()
 
 
-def _receive_parts(socket: Any, maxsize: int) -> bytearray:
-    """Put a message together: Linux gives a large one in parts, the last of them flagged."""
+def _whole(received: tuple[bytearray, bool]) -> bytearray:
+    message, ended = received
+    if ended:
+        raise TenbinError(f"the SCTP association ended after {len(message)} bytes of a message")
+    return message
+
+
+def _receive_parts(socket: Any, maxsize: int) -> tuple[bytearray, bool]:
+    """Put a message together: Linux gives a large one in parts, the last of them flagged.
+
+    Returns it, and whether the association ended before its end.
+    """
     message = bytearray()
     sender = None
     while True:
@@ -66,6 +79,6 @@ def _receive_parts(socket: Any, maxsize: int) -> bytearray:
         if len(message) > maxsize:
             raise TenbinError(f"an SCTP message has more than maxsize = {maxsize} bytes")
         if flags & sockets.MSG_EOR:
-            return message
+            return message, False
         if not part:
-            raise TenbinError(f"the SCTP association ended after {len(message)} bytes of a message")
+            return message, True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 from struct import Struct
 
 from shardfeed_wire.endpoint import Endpoint
@@ -22,12 +23,15 @@ __all__ = [
     "abort",
     "association_end",
     "bind",
+    "has_room_to_send",
+    "is_dry",
     "look_up",
     "open_socket",
     "path_change",
     "prefer_small",
     "start_connecting",
     "stream_of",
+    "tell_when_dry",
     "to_stream",
 ]
 
@@ -42,7 +46,7 @@ ANCILLARY_BYTES = 128
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 
-_ASSOCIATION_CHANGED, _PATH_CHANGED = 0x8001, 0x8002
+_ASSOCIATION_CHANGED, _PATH_CHANGED, _SENDER_DRY = 0x8001, 0x8002, 0x8009
 _BUFFER_BYTES = 4 << 20
 
 _SEGMENT_BYTES = 8_192
@@ -100,11 +104,8 @@ def open_socket(family: int, url: str) -> socket.socket:
 
 
 def _set_options(opened: socket.socket) -> None:
-    for force, ask in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
-        except PermissionError:
-            opened.setsockopt(socket.SOL_SOCKET, ask, _BUFFER_BYTES)  # at most net.core.wmem_max and rmem_max
+    _ask_for_buffer(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BUFFER_BYTES)
+    _ask_for_buffer(opened, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BUFFER_BYTES)
     for option, value in (
         (_INITMSG, _INIT.pack(STREAMS, STREAMS, 0, 0)),
         (_NODELAY, _INT.pack(1)),
@@ -117,6 +118,20 @@ def _set_options(opened: socket.socket) -> None:
         (_EVENT, _SUBSCRIPTION.pack(0, _PATH_CHANGED, 1)),
     ):
         opened.setsockopt(socket.IPPROTO_SCTP, option, value)
+
+
+def _ask_for_buffer(opened: socket.socket, force: int, ask: int, size: int) -> None:
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, ask, size)  # at most net.core.wmem_max or rmem_max
+
+
+def has_room_to_send(opened: socket.socket, size: int) -> bool:
+    """Say whether one message may have so many bytes, after asking for a larger send buffer where that takes one."""
+    if size > opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
+        _ask_for_buffer(opened, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
+    return size <= opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 def prefer_small(associated: socket.socket) -> None:
@@ -200,6 +215,16 @@ def association_end(notification: memoryview) -> str | None:
         return None
     kind, _, _, state = _STATE.unpack_from(notification)
     return _ENDS.get(state) if kind == _ASSOCIATION_CHANGED else None
+
+
+def tell_when_dry(unconnected: socket.socket) -> None:
+    """Let the peer's kernel having all that was sent be told, as a notification: see `is_dry`."""
+    unconnected.setsockopt(socket.IPPROTO_SCTP, _EVENT, _SUBSCRIPTION.pack(0, _SENDER_DRY, 1))
+
+
+def is_dry(notification: memoryview) -> bool:
+    """Say whether a notification tells that all that was sent has arrived."""
+    return notification.nbytes >= 2 and int.from_bytes(notification[:2], sys.byteorder) == _SENDER_DRY
 
 
 def path_change(notification: memoryview) -> tuple[str, str] | None:

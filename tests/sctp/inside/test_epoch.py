@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import sctp
 
 from shardfeed import RemoteDataset
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, write_photographs
+from webdataset import tenbin
 
 SAMPLES = 600
 BOTH = ("sctp://127.0.0.1:0", "tcp://127.0.0.1:0")
@@ -24,8 +29,20 @@ def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def servers(shards: list[Path]) -> Iterator[tuple[Loader, Loader]]:
-    with Loader.of(shards, *OPTIONS, bind=BOTH) as one, Loader.of(shards, *OPTIONS, bind=BOTH) as two:
+def receiver() -> Iterator[Any]:
+    """A socket of pysctp that listens."""
+    opened = sctp.sctpsocket_tcp(socket.AF_INET)
+    opened.bind(("127.0.0.1", 0))
+    opened.listen(2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def servers(shards: list[Path], receiver: Any) -> Iterator[tuple[Loader, Loader]]:
+    """Two servers, the first of which sends to the receiver, too."""
+    push = ("--push", f"sctp://127.0.0.1:{receiver.getsockname()[1]}", "--push-batch-size", "32")
+    with Loader.of(shards, *OPTIONS, *push, bind=BOTH) as one, Loader.of(shards, *OPTIONS, bind=BOTH) as two:
         yield one, two
 
 
@@ -72,3 +89,11 @@ def test_a_server_that_comes_back_serves_the_rest(
                 victim = Loader.of(shards, *OPTIONS, bind=[url])
         assert dataset.digest == over_tcp
     assert victim.stop() == 0
+
+
+def test_an_output_is_read_by_the_documented_sctp_recv(servers: tuple[Loader, Loader], receiver: Any) -> None:
+    got = [tenbin.sctp_recv(receiver) for _ in range(4)]
+    with RemoteDataset(servers[0].endpoints[1], batch_size=32, seed=0, rank=0, world_size=1) as dataset:
+        for arrays, wanted in zip(got, dataset, strict=False):
+            for one, other in zip(arrays, wanted, strict=True):
+                np.testing.assert_array_equal(one, other.numpy())
