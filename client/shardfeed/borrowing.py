@@ -74,13 +74,15 @@ class Borrowing:
         self._out: dict[int, mmap.mmap] = {}
         self._unsaid: deque[int] = deque()
         self._closed = False
+        self.maps = True
+        """Whether this process could map all that was lent so far."""
         _all.add(self)
 
-    async def receive(self) -> memoryview:
+    async def receive(self) -> memoryview | None:
         """Return the next answer, one buffer in tenbin's framing, which is lent as long as any view of it lives.
 
-        Blocks until there is one. Raises BrokenChannelError once the server lends no more, and
-        MessageError where it says what makes no sense.
+        None once the server lends no more. Blocks until then. Raises BrokenChannelError where an answer may be
+        lost, and MessageError where the server says what makes no sense.
         """
         while True:
             try:
@@ -91,7 +93,7 @@ class Borrowing:
             except OSError as error:
                 raise BrokenChannelError(f"the server's shared memory ended: {error}") from error
             if not message:
-                raise BrokenChannelError("the server lends no more memory")
+                return None
             try:
                 answer = self._take(sharing.decode_from_lender(message), descriptors)
             finally:
@@ -137,6 +139,7 @@ class Borrowing:
                 descriptors[0], size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
             )
         except OSError as error:
+            self.maps = False
             raise BrokenChannelError(f"the server's shared memory cannot be mapped: {error}") from error
 
     def _lend(self, slot: int, memory: mmap.mmap) -> memoryview:

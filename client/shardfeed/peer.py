@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -73,6 +72,7 @@ class Peer:
         self._network, self._greeting, self._handler = network, greeting, handler
         self._channel: Channel | None = None
         self._borrowing: Borrowing | None = None
+        self._borrows = greeting.shared_memory
         self._outbox: asyncio.Queue[list[Any]] = asyncio.Queue()
 
     def send(self, message: Message, tensors: list[NDArray[Any]] | None = None) -> None:
@@ -94,7 +94,7 @@ class Peer:
                     self._channel = await self._network.connect(self.url, _LIMITS)
                     self._outbox = asyncio.Queue()
                     welcome = await self._greet(self._channel, patience)
-                if welcome.shared is not None and self._greeting.shared_memory:
+                if welcome.shared is not None and self._borrows:
                     self._borrowing = borrow(welcome.shared)
                 self._handler.welcomed(self, welcome)
                 self.last_error = None
@@ -177,12 +177,17 @@ class Peer:
             del message, tensors  # an error's traceback, kept to be shown, would hold their memory
 
     async def _read_lent(self, borrowing: Borrowing) -> None:
-        """Take what is lent until the server lends no more: it then sends."""
-        with contextlib.suppress(BrokenChannelError):
-            while True:
-                message, tensors = unpack([await borrowing.receive()])
+        """Take what is lent until the server lends no more: it then sends, and may write to what it has lent."""
+        try:
+            while (lent := await borrowing.receive()) is not None:
+                message, tensors = unpack([lent])
                 self._handler.received(self, message, tensors)
-                del message, tensors
+                del lent, message, tensors
+        except BrokenChannelError as error:  # what may be lost is asked for anew where the connection ends
+            self._borrows = borrowing.maps
+            raise BrokenChannelError(f"{self.url}: {error}") from error
+        finally:
+            borrowing.close()
 
     async def _write(self, channel: Channel) -> None:
         try:
