@@ -1,7 +1,7 @@
 """What every transport must hold to: one suite of checks, written against the contracts in `shardfeed_wire.transport`.
 
 To hold a transport of your own to them, register it and run each check of `CHECKS` with a callable that
-gives an endpoint which can be bound and which no other check uses::
+gives an endpoint which can be bound, another one at each call, and which no other check uses::
 
     from tests.wire.conformance import CHECKS, run
 
@@ -45,6 +45,7 @@ from tests.wire.conformance_ends import (
     a_receive_under_way_ends_when_the_listener_goes,
     a_send_under_way_ends_when_the_listener_goes,
     an_endpoint_in_use_cannot_be_bound_again,
+    no_two_peers_have_one_identity_whatever_listener_they_came_to,
     other_peers_go_on_when_one_goes_in_the_middle_of_a_message,
     to_connect_where_nobody_listens_is_an_error,
     too_many_frames_for_the_channel_end_it,
@@ -75,6 +76,7 @@ CHECKS: list[Check] = [
     a_new_channel_reaches_a_listener_that_came_back,
     to_connect_where_nobody_listens_is_an_error,
     an_endpoint_in_use_cannot_be_bound_again,
+    no_two_peers_have_one_identity_whatever_listener_they_came_to,
     what_is_used_after_its_close_says_so,
     a_close_ends_what_is_under_way,
     a_listener_that_closes_with_patience_sends_what_is_under_way,

@@ -79,6 +79,14 @@ async def a_listener_says_that_a_channel_is_gone(arena: Arena) -> None:
     await raises(BrokenChannelError, lambda: listener.send(peer, [b"x"]))
 
 
+async def no_two_peers_have_one_identity_whatever_listener_they_came_to(arena: Arena) -> None:
+    peers = set()
+    for listener in (arena.listen(), arena.listen()):
+        for _ in range(2):
+            peers.add(await greet(await arena.connect(listener.url), listener))
+    assert len(peers) == 4
+
+
 async def a_listener_s_send_under_way_ends_when_the_channel_goes(arena: Arena) -> None:
     listener, channel, peer = await arena.pair()
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,14 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["tcp", "ipc"])
-def url(request: pytest.FixtureRequest, folder: Path) -> str:
-    return "tcp://127.0.0.1:0" if request.param == "tcp" else f"ipc://{folder}/feed"
+def url(request: pytest.FixtureRequest, folder: Path) -> Callable[[], str]:
+    numbers = count()
+    return lambda: "tcp://127.0.0.1:0" if request.param == "tcp" else f"ipc://{folder}/feed{next(numbers)}"
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_conformance(check: Check, url: str) -> None:
-    run(check, lambda: url)
+def test_conformance(check: Check, url: Callable[[], str]) -> None:
+    run(check, url)
 
 
 def in_network(act: Callable[[Network], Awaitable[None]]) -> None:

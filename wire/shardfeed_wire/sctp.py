@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import count
@@ -79,7 +79,7 @@ class _Channel(Channel):
 
 
 class _Listener(Listener):
-    def __init__(self, url: str, limits: Limits, scratch: memoryview) -> None:
+    def __init__(self, url: str, limits: Limits, scratch: memoryview, identities: Iterator[int]) -> None:
         endpoint = parse_endpoint(url)
         try:
             family, addresses = look_up(endpoint)
@@ -96,7 +96,7 @@ class _Listener(Listener):
         self._limits, self._scratch = limits, scratch
         self._closed = False
         self._peers: dict[bytes, Association] = {}
-        self._identities = count(1)
+        self._identities = identities
         self._messages: deque[tuple[bytes, list[Any]]] = deque()
         self._changed = asyncio.Event()
         self._complaints = Complaints()
@@ -155,6 +155,9 @@ class _Listener(Listener):
             raise BrokenChannelError("the client is gone")
         await association.send(chunks)
 
+    def gone(self, peer: bytes) -> bool:
+        return peer not in self._peers
+
     def drop(self, peer: bytes, reason: str) -> None:
         if (association := self._peers.get(peer)) is not None:
             self._complaints.say("dropped", f"{association.name} is cut off: {reason}")
@@ -185,15 +188,16 @@ def _end_stranger(association: Association) -> None:
 
 
 class SCTP(Transport):
-    """SCTP from the kernel; all its associations share one buffer that fragments arrive in."""
+    """SCTP from the kernel; its associations share one buffer that fragments arrive in, and are counted together."""
 
     def __init__(self) -> None:
         """Open nothing yet."""
         self._scratch = memoryview(bytearray(FRAGMENT_BYTES))
+        self._identities = count(1)
 
     def listen(self, url: str, limits: Limits) -> Listener:
         """Bind one or several addresses; see `Transport.listen`."""
-        return _Listener(url, limits, self._scratch)
+        return _Listener(url, limits, self._scratch, self._identities)
 
     async def connect(self, url: str, limits: Limits) -> Channel:
         """Connect to a server by one or several of its addresses; see `Transport.connect`."""

@@ -72,6 +72,7 @@ class Listener(abc.ABC):
     async def receive(self) -> tuple[bytes, list[Any]]:
         """Return a peer's identity and the chunks of its next message; blocks until there is one.
 
+        No peer of another listener of the same transport has the same identity.
         Messages beyond the limits are dropped, with their peer where the transport can tell it to go.
         When cancelled, nothing is lost.
         """
