@@ -1,4 +1,4 @@
-"""The front: it takes requests, queues them fairly, has workers answer them, and sends the answers."""
+"""The front: it takes what clients say, refuses what cannot be had, and has the rest answered (`answering`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,19 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardfeed_server.answer import MOST_ANSWER_BYTES
+from shardfeed_server.answering import Answering, Request
 from shardfeed_server.clients import Clients
 from shardfeed_server.conduct import SENSELESS_COST, Conduct, cost_of
 from shardfeed_server.events import logger
-from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.lending import Lending
 from shardfeed_server.replies import Replies
 from shardfeed_server.request_checks import what_is_wrong
-from shardfeed_server.worker_process import Answered, WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire import messages
-from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, MessageError
+from shardfeed_wire.errors import ClosedChannelError, MessageError
 from shardfeed_wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -53,12 +50,7 @@ __all__ = ["REQUEST_LIMITS", "ServedStream", "Service"]
 REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256, message_bytes=4 << 20)
 """Requests are small; what is larger is none."""
 
-_FIRST_ROW_BYTES = 150_000
-_ITEMS_PER_JOB = 1_024
 _MESSAGES_AT_ONCE = 32
-_PATIENCE = 60.0
-_LEAST_SPEED = 1e6
-"""Seconds, and bytes a second beside them, that a client may take to read an answer."""
 
 _FLOODED = "it sends more than a client does: Hello, requests that are refused, or the like"
 
@@ -81,19 +73,6 @@ class ServedStream:
         return [self.manifest.block_sizes, blocks, np.frombuffer(b"".join(names), np.uint8), offsets]
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    listener: Listener
-    peer: bytes
-    single: bool
-    get: Get
-    block: bytes
-    index: bytes
-    rows: int
-    since: float
-    workers: Workers
-
-
 class Service:
     """One server's front. All of it runs in one event loop, which only moves messages."""
 
@@ -111,26 +90,21 @@ class Service:
         self.progress = "starting"
         self._software, self._lending = software, lending
         self._workers: Workers | None = None
-        self._dispatching: asyncio.Task[None] | None = None
         self.may_read: Callable[[str | None, str], bool] = lambda _public, _stream: True
         """Whether the client with a public key (None where it had to show none) may read a stream."""
         self.trusted: Sequence[Listener] = ()
         """The listeners that only the server's own processes reach, which may read every stream."""
         self._streams: dict[str, ServedStream] = {}
-        self._row_bytes: dict[str, float] = {}
-        self._queue: FairQueue[_Request] = FairQueue(
-            unsent_bytes=send_bytes,
-            items_per_job=min(_ITEMS_PER_JOB, queue_requests),
-            items=queue_requests,
-            item_bytes=MOST_ANSWER_BYTES,
-        )
-        self._clients, self._figures = Clients(), Figures()
-        self._cancelled: set[tuple[bytes, int]] = set()
         self._open = self._draining = False
-        self._pushed, self._settled = asyncio.Event(), asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._underway: Counter[tuple[bytes, int]] = Counter()
-        self._conduct, self._replies = Conduct(), Replies()
+        self._clients, self._figures, self._conduct, self._replies = Clients(), Figures(), Conduct(), Replies()
+        self._answering = Answering(
+            send_bytes=send_bytes,
+            queue_requests=queue_requests,
+            lending=lending,
+            figures=self._figures,
+            refuse=lambda request, refused: self._reply(request.listener, request.peer, request.single, refused),
+            settled=self._conduct.settled,
+        )
 
     def open(self, workers: Workers, streams: Sequence[ServedStream]) -> None:
         """Begin to answer, or from now on for these streams. The workers must be started.
@@ -141,15 +115,11 @@ class Service:
         self._workers, self._streams = workers, {stream.info.name: stream for stream in streams}
         self._conduct.workers = workers.count
         self._open = True
-        if self._dispatching is not None:
-            self._dispatching.cancel()
-        self._dispatching = self._start(self._dispatch(workers))
+        self._answering.hand_to(workers)
 
     async def answered_by(self, workers: Workers) -> None:
         """Return when everything that these workers were to answer is answered and sent."""
-        while workers.entrusted:
-            self._settled.clear()
-            await self._settled.wait()
+        await self._answering.answered_by(workers)
 
     def say_progress(self, progress: str) -> None:
         """Let clients and probes hear how far the start is."""
@@ -168,8 +138,8 @@ class Service:
             software=self._software,
             ready=self.unready is None,
             workers=0 if self._workers is None else self._workers.count,
-            queued=len(self._queue),
-            unsent=self._queue.unsent,
+            queued=self._answering.queued,
+            unsent=self._answering.unsent,
             clients=tuple(self._figures.label(job, now) for job in self._clients.jobs(now)),
         )
         return standing, self._figures.snapshot(now)
@@ -196,27 +166,12 @@ class Service:
         self._draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while self._queue or self._underway:
-                    self._settled.clear()
-                    await self._settled.wait()
+                await self._answering.finished()
 
     async def close(self) -> None:
         """Stop at once what is still under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._answering.close()
         await self._replies.close()
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("the front failed at a request; this is a defect", exc_info=task.exception())
 
     # Requests
 
@@ -242,7 +197,7 @@ class Service:
             case GetManifest():
                 self._reply(listener, peer, single, *self._manifest(self._seen_by(listener, peer), message))
             case Cancel(requests=requests):
-                self._cancel(peer, set(requests))
+                self._answering.cancel(peer, set(requests))
             case _:
                 pass  # a server's message; not for us
 
@@ -328,104 +283,9 @@ class Service:
             self._figures.waited(client.job, client.rank, get.waited, now)
         workers = self._workers
         assert workers is not None, "there are streams, so somebody answers for them"
-        request = _Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now, workers)
-        size = round(len(block) * self._row_bytes.get(get.stream, _FIRST_ROW_BYTES))
-        if not self._conduct.may_ask(peer) or not self._queue.push(client.job, request, size):
+        request = Request(listener, peer, single, get, block.tobytes(), index.tobytes(), len(block), now, workers)
+        if not self._conduct.may_ask(peer) or not self._answering.take(client.job, request):
             self._figures.refused_busy(get.stream, client.job, now)
             return Refused(request=get.request, reason="busy", message="the queue is full")
-        workers.entrusted += 1
         self._conduct.asked(peer)
-        self._pushed.set()
         return None
-
-    def _cancel(self, peer: bytes, numbers: set[int]) -> None:
-        waiting = self._queue.remove(lambda request: request.peer == peer and request.get.request in numbers)
-        for request in waiting:
-            self._over(request)
-        self._cancelled |= {(peer, number) for number in numbers} & self._underway.keys()
-
-    def _over(self, request: _Request) -> None:
-        """Count a request as over, however it ended."""
-        request.workers.entrusted -= 1
-        self._conduct.settled(request.peer)
-        self._settled.set()
-
-    # Answers
-
-    async def _dispatch(self, workers: Workers) -> None:
-        """Hand requests to workers as these have room, in the queue's order, and to earlier ones what is theirs."""
-        while True:
-            await workers.room()
-            popped = self._queue.pop()
-            if popped is None:
-                self._pushed.clear()
-                await self._pushed.wait()
-                continue
-            job, request, size = popped
-            if request.listener.gone(request.peer):
-                self._queue.settle(job, size)
-                self._over(request)
-                continue
-            self._underway[request.peer, request.get.request] += 1
-            self._start(self._answer(job, request, size))
-            await asyncio.sleep(0)  # the worker is taken before room is looked for again
-
-    async def _answer(self, job: str, request: _Request, size: int) -> None:
-        """Have one request answered, send the answer, and settle its account."""
-        try:
-            answered = await request.workers.answer(request.get, request.block, request.index, since=request.since)
-            # What it holds until it is sent is the slot that it lies in.
-            self._queue.correct(job, size, answered.slot.size)
-            size = answered.slot.size
-            self._learn(request.get.stream, answered.size / request.rows)
-            if (request.peer, request.get.request) in self._cancelled:
-                answered.release()
-                return
-            began = time.monotonic()
-            await self._hand_over(request, answered, _PATIENCE + self._queue.unsent_of(job) / _LEAST_SPEED)
-            now = time.monotonic()
-            self._figures.answered(
-                request.get.stream,
-                job,
-                rows=request.rows,
-                size=answered.size,
-                work=answered.work,
-                sending=now - began,
-                now=now,
-            )
-        except WorkFailedError as error:
-            self._figures.request_failed(error.reason)
-            refused = Refused(request=request.get.request, reason=error.reason, message=str(error))
-            self._reply(request.listener, request.peer, request.single, refused)
-        except (BrokenChannelError, ClosedChannelError):
-            pass  # the client asks again, elsewhere or anew
-        finally:
-            self._queue.settle(job, size)
-            mine = (request.peer, request.get.request)
-            self._underway[mine] -= 1
-            if not self._underway[mine]:
-                del self._underway[mine]
-                self._cancelled.discard(mine)
-            self._over(request)
-            self._pushed.set()
-
-    async def _hand_over(self, request: _Request, answered: Answered, patience: float) -> None:
-        """Lend an answer to a client on this machine, or send it and return when it is sent.
-
-        A client that has not read it after ``patience`` seconds is cut off: what is kept for it, others need.
-        """
-        if self._lending is not None and self._lending.lend(request.peer, answered):
-            return  # the client releases it
-        impatient = asyncio.get_running_loop().call_later(
-            patience, request.listener.drop, request.peer, "it does not read its answers"
-        )
-        try:
-            await request.listener.send(request.peer, answered.chunks(single=request.single))
-        finally:
-            impatient.cancel()
-            answered.release()
-
-    def _learn(self, stream: str, row_bytes: float) -> None:
-        """Learn how large a stream's rows are, for the next request's share of the unsent bytes."""
-        known = self._row_bytes.get(stream, row_bytes)
-        self._row_bytes[stream] = known + 0.2 * (row_bytes - known)
