@@ -49,7 +49,11 @@ class FairQueue(Generic[T]):
         return self._jobs[job].unsent
 
     def push(self, job: str, item: T, size: int) -> bool:
-        """Let an item wait; False where the job's part of the queue, or the whole, is full."""
+        """Let an item wait; False where the job's part of the queue, or the whole, is full.
+
+        One that is expected to be larger than the largest counts as that: else it waited until nothing is unsent.
+        """
+        size = min(size, self._most_bytes - self._unsent_bytes)
         entry = self._jobs.get(job)
         if self._items >= self._most_items or (entry is not None and len(entry.waiting) >= self._items_per_job):
             return False

@@ -53,6 +53,14 @@ def test_however_many_jobs_there_are_together_they_hold_a_bounded_amount() -> No
     assert queue.pop() is not None  # somebody's turn, once there is room
 
 
+def test_an_item_that_is_expected_to_be_larger_than_any_can_be_has_its_turn_beside_others() -> None:
+    queue: FairQueue[str] = FairQueue(unsent_bytes=1_000, items_per_job=10, items=100, item_bytes=500)
+    assert queue.push("small", "first", 100)
+    assert queue.push("large", "huge", 9_000)
+    assert queue.pop() is not None
+    assert queue.pop() is not None
+
+
 def test_an_answer_that_is_too_large_is_refused_before_memory_is_taken() -> None:
     def allocate(size: int) -> memoryview:
         raise AssertionError(f"{size} bytes were taken")
