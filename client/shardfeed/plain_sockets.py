@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -150,5 +151,5 @@ def check_options(*, framing: str, high_water: int, timeout: float | None) -> No
         raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
     if high_water < 1:
         raise ConfigError(f"high_water={high_water}: it is a number of batches, and at least 1")
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not 0 < timeout < math.inf:
         raise ConfigError(f"timeout={timeout}: it is seconds, and above 0; None waits for ever")

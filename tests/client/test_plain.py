@@ -339,7 +339,7 @@ def test_a_closed_sender_says_so_and_wrong_arguments_are_named() -> None:
     sender.close()
     with pytest.raises(ClosedChannelError):
         sender.send(batch(0))
-    for wrong in ({"framing": "both"}, {"high_water": 0}, {"timeout": 0}):
+    for wrong in ({"framing": "both"}, {"high_water": 0}, {"timeout": 0}, {"timeout": float("inf")}):
         name = next(iter(wrong))
         with pytest.raises(ConfigError, match=name):
             PlainSender("zpub://127.0.0.1:0", **wrong)
