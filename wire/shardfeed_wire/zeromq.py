@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from shardfeed_wire.unix_sockets import remove_stale_socket
 from shardfeed_wire.zap import Doorkeeper
 from shardfeed_wire.zeromq_ends import ENDS, why_no_handshake
 from shardfeed_wire.zeromq_guard import Guard
+from shardfeed_wire.zeromq_watched import Watched, unbind
 
 __all__ = ["ZeroMQ"]
 
@@ -34,36 +35,12 @@ _COPY_BELOW = 65_536
 
 _POLL_SENT = 0.001
 _POLL_WRITABLE = 0.005
-_UNBIND_SECONDS = 2.0
 _NEVER_MS = 2**31 - 1
 """Not -1: with that, ZeroMQ throws away what has arrived as soon as the connection ends."""
 
 _HEARTBEAT_MS = 5_000
 _HEARTBEAT_TIMEOUT_MS = 20_000
 _HANDSHAKE_MS = 10_000
-
-
-class _Watched:
-    """The descriptor of a ZeroMQ socket, while the loop watches it.
-
-    It must be let go before the socket is closed: the next socket may get the same number.
-    """
-
-    def __init__(self) -> None:
-        self._descriptor: int | None = None
-
-    def start(self, socket: zmq.Socket[bytes], changed: Callable[[], None]) -> None:
-        """Call ``changed`` whenever the socket's state may have changed."""
-        descriptor = socket.getsockopt(zmq.FD)
-        assert isinstance(descriptor, int)
-        asyncio.get_running_loop().add_reader(descriptor, changed)
-        self._descriptor = descriptor
-
-    def stop(self) -> None:
-        """Let go. Idempotent."""
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            asyncio.get_running_loop().remove_reader(descriptor)
 
 
 class _Socket:
@@ -79,7 +56,7 @@ class _Socket:
         socket.heartbeat_ivl = _HEARTBEAT_MS
         socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
         self._waiter: asyncio.Future[None] | None = None
-        self._watched = _Watched()
+        self._watched = Watched()
         self._unsent: list[tuple[zmq.MessageTracker, asyncio.Future[None]]] = []
         self._poll: asyncio.TimerHandle | None = None
 
@@ -186,7 +163,7 @@ class _Channel(Channel):
             self._socket.raw.curve_serverkey = keys.server
         self._socket.raw.reconnect_ivl = _NEVER_MS
         self._monitor = self._socket.raw.get_monitor_socket()
-        self._monitored = _Watched()
+        self._monitored = Watched()
         self._events: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._broken: str | None = None
@@ -351,26 +328,8 @@ class _Listener(Listener):
             await asyncio.wait_for(self._socket.flushed(), linger)
         self._guard.close()
         self._socket.raw.linger = round(linger * 1000)  # small frames were copied: ZeroMQ still has them
-        await _unbind(self._socket.raw, self.url)
+        await unbind(self._socket.raw, self.url)
         self._socket.close()
-
-
-async def _unbind(raw: zmq.Socket[bytes], url: str) -> None:
-    """Let go of an endpoint and return when ZeroMQ's thread has, which takes connections until then."""
-    monitor, changed, watched = raw.get_monitor_socket(zmq.EVENT_CLOSED), asyncio.Event(), _Watched()
-    watched.start(monitor, changed.set)
-    try:
-        raw.unbind(url)
-        async with asyncio.timeout(_UNBIND_SECONDS):
-            while not monitor.poll(0):
-                await changed.wait()
-                changed.clear()
-    except (zmq.ZMQError, TimeoutError):
-        pass  # closing the socket ends it as well, if later
-    finally:
-        watched.stop()
-        raw.disable_monitor()
-        monitor.close(0)
 
 
 class ZeroMQ(Transport):
