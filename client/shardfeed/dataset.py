@@ -347,8 +347,9 @@ class _Iterator:
             before._end()
         self._dataset = dataset
         self._feed: Feed | Staged | None = None
+        device = None if dataset._device is None else Cuda(dataset._device)  # which may refuse, before a pass begins
         feed, self._epoch = dataset._begin()
-        self._feed = feed if dataset._device is None else Staged(feed, Cuda(dataset._device))
+        self._feed = feed if device is None else Staged(feed, device)
         dataset._recorder.begin()
         dataset._iterator = weakref.ref(self)
 

@@ -23,6 +23,7 @@ from shardfeed.fetch_events import (
     Event,
     FetchLimits,
     GiveUp,
+    Heard,
     More,
     Raise,
     Send,
@@ -74,6 +75,7 @@ class Fetching:
         self.over = False
         """Whether it has ended, by an error or because it was not wanted."""
         self._ahead = ahead
+        self._first_request = first_request
         now = time.monotonic()
         self._fetcher = Fetcher(steps, limits, describe=self._describe, now=now, first_request=first_request)
         for server in servers.up:
@@ -88,6 +90,11 @@ class Fetching:
     def has_asked(self, request: int) -> bool:
         """Whether a request is this pass's, and not answered yet."""
         return request in self._asked
+
+    def late(self, url: str, request: int) -> None:
+        """Take an answer that nobody waits for: the server lives, and it is counted where it was this pass's."""
+        own = self._first_request <= request < self._fetcher.next_request
+        self.happened(Answered(url, request, None, 0) if own else Heard(url))
 
     def go_on(self, feed: Feed, more: More) -> None:
         """Deliver into ``feed``, beginning with what was made ahead."""

@@ -236,7 +236,7 @@ class Session:
             if fetching.has_asked(batch.request):
                 fetching.answered(url, batch, tensors)
             else:
-                fetching.happened(Heard(url))
+                fetching.late(url, batch.request)
         self._look_ahead()
 
     def declined(self, url: str, refused: Refused) -> None:

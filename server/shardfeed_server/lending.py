@@ -119,8 +119,8 @@ class Lending:
     def gone(self, borrower: _Borrower) -> None:
         """Forget a client."""
         self._connections.discard(borrower)
-        if borrower.peer is not None:
-            self._borrowers.pop(borrower.peer, None)
+        if borrower.peer is not None and self._borrowers.get(borrower.peer) is borrower:
+            del self._borrowers[borrower.peer]
 
 
 class _Borrower:

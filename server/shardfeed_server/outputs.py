@@ -62,8 +62,9 @@ class Outputs:
 
     def streams_change(self, changed: Iterable[str], gone: Iterable[str]) -> None:
         """Begin anew, with epoch 0, with the streams that are about to change, and end with those about to go."""
-        self._gone = set(gone)
-        others = self._gone.union(changed)
+        changed = set(changed)
+        self._gone = (self._gone - changed) | set(gone)
+        others = self._gone | changed
         for process, stream in self._processes.values():
             if stream in others:
                 self._told.add(process.pid)
