@@ -57,8 +57,8 @@ def send_until_cut_off(peer: socket.socket, data: bytes, most: int = MOST_BYTES)
 
 
 def drained(peer: socket.socket) -> None:
-    """Read what comes until the other side hangs up."""
-    with contextlib.suppress(ConnectionError):
+    """Read what comes until the other side hangs up, or this one closes the socket."""
+    with contextlib.suppress(OSError):
         while peer.recv(1 << 16):
             pass
 
