@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from shardfeed_wire.errors import ConfigError
 
 if TYPE_CHECKING:
     from shardfeed_server.ray_actor import State
@@ -19,7 +22,14 @@ _Address = Annotated[
 ]
 _Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds until the servers must be ready.")]
 
-commands = typer.Typer(no_args_is_help=True, help="Loader servers on a Ray cluster: start, look at, scale, end.")
+commands = typer.Typer(no_args_is_help=True)
+
+
+@commands.callback()
+def _ray() -> None:
+    """Loader servers on a Ray cluster: start, look at, scale, end."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("Ray is not installed here; install it with `pip install 'shardfeed[server,ray]'`")
 
 
 @commands.command("up")
@@ -68,7 +78,6 @@ def _status(
     import msgspec
 
     from shardfeed_server.ray_deployment import Deployment, on_ray
-    from shardfeed_wire.errors import ConfigError
 
     with on_ray(address):
         states = Deployment(name).states()

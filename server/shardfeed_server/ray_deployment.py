@@ -13,16 +13,12 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import msgspec
+import ray
 
 from shardfeed_server.config import ServerConfig
 from shardfeed_server.ray_actor import LoaderServer, Placement, State, server_endpoint
 from shardfeed_wire.errors import ConfigError, DataError, NobodyAnswersError
 from shardfeed_wire.ray_names import RAY_NAMESPACE, actor_name, check_deployment, number_of
-
-try:
-    import ray
-except ImportError as _error:  # pragma: no cover - shown by a test in an environment without it
-    raise ConfigError("Ray is not installed here; install it with `pip install 'shardfeed[server,ray]'`") from _error
 
 __all__ = ["Deployment", "on_ray"]
 

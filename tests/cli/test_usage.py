@@ -67,3 +67,12 @@ def test_python_dash_m_shardfeed_is_the_same_command() -> None:
         [sys.executable, "-m", "shardfeed", "index", "--help"], capture_output=True, text=True, check=True, timeout=40
     )
     assert module.stdout == subprocess.run([*COMMAND, "index", "--help"], capture_output=True, text=True).stdout
+
+
+def test_without_ray_its_commands_say_how_to_get_it() -> None:
+    code = "import sys; sys.modules['ray'] = None; from shardfeed_cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ray", "status"], capture_output=True, text=True, check=False, timeout=45
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: Ray is not installed here; install it with `pip install 'shardfeed[server,ray]'`\n"
