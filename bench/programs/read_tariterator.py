@@ -14,7 +14,7 @@ from webdataset.samples import tariterator
 
 def one_pass(look: bool) -> Iterator[tuple[Any, Any]]:
     for shard in sys.argv[1:]:
-        with open(shard, "rb") as stream:  # noqa: PTH123
+        with open(shard, "rb") as stream:  # noqa: PTH123 - as the other sides open it
             for sample in tariterator(stream, decoder=False):
                 yield [np.frombuffer(sample["bin"], np.uint8)] if look else None, int(sample["cls"])
 

@@ -64,7 +64,7 @@ class SendingSocket(PlainSocket):
     def publish(self, chunks: Sequence[Any]) -> bool:
         """Send a message to every receiver that has room; False where it is lost to some, or nobody subscribed.
 
-        Does not block. For a socket that `publishes`.
+        Does not block. Only a socket that `publishes` is asked to; the others have no such thing.
         """
         raise NotImplementedError
 
