@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from shardfeed_server.answer import MOST_ANSWER_BYTES
 from shardfeed_server.events import logger
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures
@@ -27,6 +27,10 @@ _ITEMS_PER_JOB = 1_024
 _PATIENCE = 60.0
 _LEAST_SPEED = 1e6
 """Seconds, and bytes a second beside them, that a client may take to read an answer."""
+
+_HASTE = 5.0
+_LEAST_SPEED_IN_HASTE = 4e6
+"""The same while a job has nothing because the others hold all of ``send_bytes``."""
 
 log = logger("shardfeed.server")
 
@@ -69,11 +73,11 @@ class Answering:
             unsent_bytes=send_bytes,
             items_per_job=min(_ITEMS_PER_JOB, queue_requests),
             items=queue_requests,
-            item_bytes=MOST_ANSWER_BYTES,
         )
         self._row_bytes: dict[str, float] = {}
         self._cancelled: set[tuple[bytes, int]] = set()
         self._underway: Counter[tuple[bytes, int]] = Counter()
+        self._sending: dict[Request, float] = {}  # and when it must make room, where others starve
         self._pushed, self._settled = asyncio.Event(), asyncio.Event()
         self._dispatching: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,8 +155,7 @@ class Answering:
             await workers.room()
             popped = self._queue.pop()
             if popped is None:
-                self._pushed.clear()
-                await self._pushed.wait()
+                await self._move()
                 continue
             job, request, size = popped
             if request.listener.gone(request.peer):
@@ -162,6 +165,22 @@ class Answering:
             self._underway[request.peer, request.get.request] += 1
             self._start(self._answer(job, request, size))
             await asyncio.sleep(0)  # the worker is taken before room is looked for again
+
+    async def _move(self) -> None:
+        """Wait for a reason to look at the queue again; while a job starves, cut off who has not read for longest."""
+        self._pushed.clear()
+        while not self._pushed.is_set():
+            if not (self._queue.starved and self._sending):
+                await self._pushed.wait()
+                return
+            slowest = min(self._sending, key=self._sending.__getitem__)
+            left = self._sending[slowest] - time.monotonic()
+            if left <= 0:
+                del self._sending[slowest]
+                slowest.listener.drop(slowest.peer, "it does not read its answers, and others wait for the memory")
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._pushed.wait(), left)
 
     async def _answer(self, job: str, request: Request, size: int) -> None:
         """Have one request answered, send the answer, and settle its account."""
@@ -175,7 +194,7 @@ class Answering:
                 answered.release()
                 return
             began = time.monotonic()
-            await self._hand_over(request, answered, _PATIENCE + self._queue.unsent_of(job) / _LEAST_SPEED)
+            await self._hand_over(request, answered, self._queue.unsent_of(job))
             now = time.monotonic()
             self._figures.answered(
                 request.get.stream,
@@ -202,19 +221,24 @@ class Answering:
             self._over(request)
             self._pushed.set()
 
-    async def _hand_over(self, request: Request, answered: Answered, patience: float) -> None:
+    async def _hand_over(self, request: Request, answered: Answered, unsent: int) -> None:
         """Lend an answer to a client on this machine, or send it and return when it is sent.
 
-        A client that has not read it after ``patience`` seconds is cut off: what is kept for it, others need.
+        A client that does not read it, and the ``unsent`` bytes of its job, in time is cut off: what is kept for it,
+        others need.
         """
         if self._lending is not None and self._lending.lend(request.peer, answered):
             return  # the client releases it
         impatient = asyncio.get_running_loop().call_later(
-            patience, request.listener.drop, request.peer, "it does not read its answers"
+            _PATIENCE + unsent / _LEAST_SPEED, request.listener.drop, request.peer, "it does not read its answers"
         )
+        if self._queue.starved:
+            self._pushed.set()  # who watches for those that do not read watches this one too
+        self._sending[request] = time.monotonic() + _HASTE + unsent / _LEAST_SPEED_IN_HASTE
         try:
             await request.listener.send(request.peer, answered.chunks(single=request.single))
         finally:
+            self._sending.pop(request, None)
             impatient.cancel()
             answered.release()
 

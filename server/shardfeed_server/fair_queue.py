@@ -25,12 +25,11 @@ class FairQueue(Generic[T]):
     The next item is of the job that was served the fewest bytes and has room: a job may have
     ``unsent_bytes / (jobs with unsent bytes + 1)`` unsent, or one item whatever its size. So one that
     does not read holds its own share, and no more. All jobs together have at most ``unsent_bytes`` and
-    one largest item (``item_bytes``) unsent, however many they are.
+    what the last item is above it, however many they are: the next one waits until they have less.
     """
 
-    def __init__(self, *, unsent_bytes: int, items_per_job: int, items: int, item_bytes: int) -> None:
+    def __init__(self, *, unsent_bytes: int, items_per_job: int, items: int) -> None:
         """Begin empty."""
-        self._most_bytes = unsent_bytes + item_bytes
         self._unsent_bytes, self._items_per_job, self._most_items = unsent_bytes, items_per_job, items
         self._jobs: OrderedDict[str, _Job[T]] = OrderedDict()
         self._items = 0
@@ -44,16 +43,17 @@ class FairQueue(Generic[T]):
         """Bytes handed out and not yet settled."""
         return sum(job.unsent for job in self._jobs.values())
 
+    @property
+    def starved(self) -> bool:
+        """Whether a job waits that has nothing unsent, since the others have all that there may be."""
+        return self.unsent >= self._unsent_bytes and any(job.waiting and not job.unsent for job in self._jobs.values())
+
     def unsent_of(self, job: str) -> int:
         """Bytes of a job handed out and not yet settled."""
         return self._jobs[job].unsent
 
     def push(self, job: str, item: T, size: int) -> bool:
-        """Let an item wait; False where the job's part of the queue, or the whole, is full.
-
-        One that is expected to be larger than the largest counts as that: else it waited until nothing is unsent.
-        """
-        size = min(size, self._most_bytes - self._unsent_bytes)
+        """Let an item wait; False where the job's part of the queue, or the whole, is full."""
         entry = self._jobs.get(job)
         if self._items >= self._most_items or (entry is not None and len(entry.waiting) >= self._items_per_job):
             return False
@@ -66,14 +66,14 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> tuple[str, T, int] | None:
         """Return the next (job, item, size), its bytes counted as unsent, or None where no job has an item and room."""
+        left = self._unsent_bytes - self.unsent
+        if left <= 0:
+            return None
         share = self._unsent_bytes // (1 + sum(1 for job in self._jobs.values() if job.unsent))
-        left = self._most_bytes - self.unsent
         ready = [
             (entry.served, name)
             for name, entry in self._jobs.items()
-            if entry.waiting
-            and (not entry.unsent or entry.unsent + entry.waiting[0][1] <= share)
-            and (entry.waiting[0][1] <= left or left == self._most_bytes)
+            if entry.waiting and (not entry.unsent or entry.waiting[0][1] <= min(left, share - entry.unsent))
         ]
         if not ready:
             return None

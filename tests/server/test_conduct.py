@@ -41,7 +41,7 @@ def test_a_peer_may_have_so_many_requests_outstanding_and_no_more() -> None:
 
 
 def test_however_many_jobs_there_are_together_they_hold_a_bounded_amount() -> None:
-    queue: FairQueue[int] = FairQueue(unsent_bytes=1_000, items_per_job=10, items=10_000, item_bytes=500)
+    queue: FairQueue[int] = FairQueue(unsent_bytes=1_000, items_per_job=10, items=10_000)
     for job in range(100):
         assert queue.push(f"job {job}", job, 400)
     handed = []
@@ -54,9 +54,9 @@ def test_however_many_jobs_there_are_together_they_hold_a_bounded_amount() -> No
 
 
 def test_an_item_that_is_expected_to_be_larger_than_any_can_be_has_its_turn_beside_others() -> None:
-    queue: FairQueue[str] = FairQueue(unsent_bytes=1_000, items_per_job=10, items=100, item_bytes=500)
-    assert queue.push("small", "first", 100)
-    assert queue.push("large", "huge", 9_000)
+    queue: FairQueue[str] = FairQueue(unsent_bytes=1_000, items_per_job=10, items=100)
+    assert queue.push("first", "small", 100)
+    assert queue.push("second", "huge", 9_000)
     assert queue.pop() is not None
     assert queue.pop() is not None
 

@@ -92,10 +92,10 @@ def half_messages(port: int) -> int:
         return 500
 
 
-def gets_unread(port: int, get: Get, count: int = 2_000) -> socket.socket:
+def gets_unread(port: int, get: Get, count: int = 2_000, job: str = "never reads") -> socket.socket:
     """Ask for many answers and read none; the connection is the caller's to close."""
     peer = connect(port)
-    peer.sendall(framed(Hello(version=PROTOCOL_VERSION, job="never reads")))
+    peer.sendall(framed(Hello(version=PROTOCOL_VERSION, job=job)))
     rows = np.zeros(64, np.uint32), np.zeros(64, np.uint16)
     peer.settimeout(5)
     with contextlib.suppress(ConnectionError, TimeoutError):

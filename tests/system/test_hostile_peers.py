@@ -147,6 +147,28 @@ def test_who_never_reads_holds_a_bounded_share_and_others_are_served(server: Loa
             peer.close()
 
 
+def test_however_many_never_read_they_hold_one_budget_and_make_room_for_who_does(server: Loader, port: int) -> None:
+    stream = still_serves(server).streams[0]
+    get = Get(request=0, stream=stream.name, data=stream.data, recipe=stream.recipe, seed=0, epoch=0)
+    process = psutil.Process(server.process.pid)
+    before, most = process.memory_info().rss, 0
+    # 64 rows are an answer of 9.6 MB, far more than the sockets' buffers hold: seven of them fill the budget.
+    peers = [hostile_peers.gets_unread(port, get, count=8, job=f"unread {number}") for number in range(16)]
+    try:
+        with RemoteDataset(server.url, batch_size=32, shared_memory=False) as dataset:
+            rows = 0
+            for _, labels in dataset:
+                rows += len(labels)
+                most = max(most, process.memory_info().rss)
+        assert rows == SAMPLES
+        assert "others wait for the memory" in server.output
+        # Beside the budget one answer, what its worker keeps, and the front's own.
+        assert most - before < SEND_BYTES + 6 * 11 * MIB + 40 * MIB
+    finally:
+        for peer in peers:
+            peer.close()
+
+
 def test_connections_that_say_nothing_do_not_use_up_the_descriptors(server: Loader, port: int) -> None:
     process, limit = psutil.Process(server.process.pid), resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (512, limit[1]))
