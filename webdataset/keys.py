@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 
-__all__ = ["base_plus_ext", "is_meta"]
+__all__ = ["Keys", "base_plus_ext", "is_meta"]
+
+Keys: TypeAlias = Callable[[str], tuple[str | None, str | None]]
+"""From a path to key and suffix, or to None for a file of no sample."""
 
 _META = re.compile(r"__[^/]*__(?:$|/)")
 

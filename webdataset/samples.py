@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeAlias
 
 from shardfeed_wire.errors import ConfigError, SampleError, ShardError
 from webdataset.decode import Decoder, DecoderSpec, container_decoder, make_decoder
-from webdataset.keys import base_plus_ext, is_meta
+from webdataset.grouping import group_members
+from webdataset.keys import Keys, base_plus_ext, is_meta
 from webdataset.plainsample import read_plain_sample
 from webdataset.tarsource import BytesSource, ReadsBytes, Source, StreamSource
 from webdataset.tarwalk import read_member, walk
 
 __all__ = ["Errors", "Keys", "broken", "iterate_samples", "read_sample", "report", "tariterator"]
 
-Keys: TypeAlias = Callable[[str], tuple[str | None, str | None]]
 Errors: TypeAlias = bool | Literal["warn"]
 
 
@@ -74,7 +74,7 @@ def read_sample(
     plain = read_plain_sample(data, keys, wanted)
     if plain is not None:
         return plain
-    for sample in _group(BytesSource(data), keys, wanted, part=True):
+    for sample in group_members(BytesSource(data), keys, wanted, part=True):
         if isinstance(sample, SampleError):
             raise sample
         return sample
@@ -122,7 +122,7 @@ def _read(
     """Yield samples, undecoded, and an error in the place of each bad one; end where the shard is broken."""
     try:
         source = StreamSource(fileobj)
-        yield from _group(source, keys, suffixes) if unpack is None else _unpack_members(source, keys, unpack)
+        yield from group_members(source, keys, suffixes) if unpack is None else _unpack_members(source, keys, unpack)
     except Exception as error:
         report(broken(error, shard, errors), errors)
 
@@ -163,36 +163,6 @@ def _in_shard(error: Exception, shard: str | None) -> Exception:
     named.args = (f"shard {shard}: {error}",)
     named.__cause__ = error.__cause__
     return named
-
-
-def _group(
-    source: Source, keys: Keys, suffixes: Collection[str] | None, *, part: bool = False
-) -> Iterator[dict[str, Any] | SampleError]:
-    """Yield samples, undecoded, and an error in the place of each that has a field twice."""
-    current: str | None = None
-    sample: dict[str, Any] = {}
-    fault: SampleError | None = None
-    for member in walk(source, part=part):
-        name = member[0]
-        key, suffix = keys(name)
-        if key is None or suffix is None or (name[:2] == "__" and is_meta(name)):
-            continue
-        if key != current:
-            if current is not None:
-                yield fault or sample
-            current, sample, fault = key, {"__key__": key}, None
-        suffix = suffix.lower()
-        if suffix in sample:
-            fault = _twice(key, suffix)
-        elif suffixes is None or suffix in suffixes:
-            sample[suffix] = read_member(source, member)
-    if current is not None:
-        yield fault or sample
-
-
-def _twice(key: str, field: str) -> SampleError:
-    reason = "the field is there twice"
-    return SampleError(f"sample {key}, field {field}: {reason}; pack it once", key=key, field=field, reason=reason)
 
 
 def _unpack_members(source: Source, keys: Keys, unpack: Callable[[bytes], Any]) -> Iterator[Any]:

@@ -7,7 +7,9 @@ shard in them; whoever knows the shard's name adds it.
 
 from __future__ import annotations
 
+import functools
 import re
+from struct import Struct
 from zlib import adler32
 
 from shardfeed_wire.errors import ShardError
@@ -20,6 +22,7 @@ __all__ = [
     "number",
     "padded",
     "parse_pax",
+    "plain_header",
     "what_it_is_instead",
 ]
 
@@ -28,6 +31,9 @@ ZERO_BLOCK = bytes(BLOCK)
 
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 _ADLER_MODULUS = 65521
+# Name; the size's digits and what ends them; checksum; kind; where a ustar prefix begins.
+_PLAIN = Struct("100s 24x 11s B 12x 8s B 188x B 166x")
+_FILE = ord("0")
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip-compressed"),
     (b"BZh", "bzip2-compressed"),
@@ -43,22 +49,55 @@ def padded(size: int) -> int:
     return size + -size % BLOCK
 
 
+def plain_header(block: bytes) -> tuple[bytes, int] | None:
+    """Return name and size where a block is a header as nearly all are, that says all of its member.
+
+    That is a regular file's, with a checksum that matches, no ustar prefix, no slash at the name's end and its
+    size in octal; None for any other, also for none and for a block that is too short.
+    """
+    if len(block) != BLOCK:
+        return None
+    name, digits, stop, stored, kind, prefix = _PLAIN.unpack(block)
+    if kind != _FILE or prefix or stop not in b"\0 " or adler32(block) & 0xFFFF != _adler_low(stored):
+        return None
+    # A first digit means no sign.
+    if not 0x30 <= digits[0] <= 0x37:
+        return None
+    name = name.partition(b"\0")[0]
+    try:
+        return None if name[-1:] == b"/" else (name, int(digits, 8))
+    except ValueError:
+        return None
+
+
 def checksum_matches(block: bytes) -> bool:
     """Say whether a 512-byte block carries its own checksum, as every tar header does."""
     stored = block[148:156]
-    try:
-        # Six digits, a zero and a space is how nearly all write it.
-        expected = int(stored[:6] if stored[6] == 0 else stored.rstrip(b"\0 "), 8)
-    except ValueError:
-        return False
-    # adler32's low half is 1 + the sum of the bytes modulo 65521: 30 times faster than sum(), and
-    # this runs once a member. The field itself counts as eight spaces.
-    total = (adler32(block) & 0xFFFF) - 1 - sum(stored) + 256
-    if (total - expected) % _ADLER_MODULUS == 0:
+    if adler32(block) & 0xFFFF == (expected := _adler_low(stored)):
         return True
+    if expected < 0:
+        return False
     # Some old tars sum signed bytes; only names outside ASCII show the difference.
     signed = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:]) + 256
-    return signed == expected
+    return signed == _checksum(stored)
+
+
+@functools.lru_cache(4096)  # there are some hundred in a data set
+def _adler_low(stored: bytes) -> int:
+    """Return the low half of a header's adler32 where its checksum is the one stored; -1 where that is no number.
+
+    It is 1 + the sum of the bytes modulo 65521: 13 times faster than sum(), and this runs once a member.
+    """
+    try:
+        # The field itself counts as eight spaces.
+        return (1 + _checksum(stored) - 256 + sum(stored)) % _ADLER_MODULUS
+    except ValueError:
+        return -1
+
+
+def _checksum(stored: bytes) -> int:
+    # Six digits, a zero and a space is how nearly all write it.
+    return int(stored[:6] if stored[6] == 0 else stored.rstrip(b"\0 "), 8)
 
 
 def number(field: bytes) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from shardfeed_wire.errors import ShardError
 from webdataset.tarheader import BLOCK, what_it_is_instead
 
-__all__ = ["BytesSource", "FileSource", "ReadsBytes", "Source", "StreamSource"]
+__all__ = ["BytesSource", "FileSource", "OrderedSource", "ReadsBytes", "Source", "StreamSource"]
 
 _STREAM_WINDOW = 256 << 10
 _DENSE_WINDOW = 256 << 10
@@ -49,12 +49,23 @@ class Source(Protocol):
         """
 
 
+class OrderedSource(Source, Protocol):
+    """A tar that can also be read on from where the last block or data ended."""
+
+    def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes, fewer at the end of the tar. May block."""
+
+    def give_back(self, block: bytes) -> None:
+        """Let ``block`` return once more what was read last."""
+
+
 class BytesSource:
     """A tar, or a run of members of one, that is in memory already."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_at", "_data")
 
     def __init__(self, data: bytes) -> None:
+        self._at = 0
         self._data = data
 
     @property
@@ -64,11 +75,19 @@ class BytesSource:
 
     def block(self, offset: int) -> bytes:
         """Return the 512 bytes at an offset, fewer at the end."""
-        return self._data[offset : offset + BLOCK]
+        return self.read(offset, BLOCK)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes at an offset, fewer at the end."""
-        return self._data[offset : offset + size]
+        self._at = offset + size
+        return self._data[offset : self._at]
+
+    def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes, fewer at the end."""
+        return self.read(self._at, size)
+
+    def give_back(self, block: bytes) -> None:
+        """Do nothing: any block can be had again."""
 
 
 class FileSource:
@@ -125,7 +144,7 @@ class StreamSource:
         if not isinstance(stream, io.BufferedIOBase):
             stream = io.BufferedReader(_Rejoined(b"", stream), _STREAM_WINDOW)
         self._read = stream.read
-        start = self._take(BLOCK)
+        start = self.take(BLOCK)
         compressed = what_it_is_instead(start)
         if compressed is None:
             self._start = start
@@ -151,21 +170,26 @@ class StreamSource:
                 return b""
             gap = 0
         # The padding of the member before, mostly.
-        return self._take(gap + BLOCK)[gap:]
+        return self.take(gap + BLOCK)[gap:]
 
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes at an offset not before the last, fewer at the end. May block."""
         if offset > self._at:
             self._skip(offset - self._at)
-        return self._take(size) if offset == self._at else b""
+        return self.take(size) if offset == self._at else b""
 
-    def _take(self, size: int) -> bytes:
-        """Read on for ``size`` bytes, or all until the end: a read may give less before it."""
+    def give_back(self, block: bytes) -> None:
+        """Let ``block`` return once more what was read last."""
+        self._start = block
+
+    def take(self, size: int) -> bytes:
+        """Read on for ``size`` bytes, fewer only at the end of the tar. May block."""
         try:
             data = self._read(size if size < _PIECE else _PIECE)
             if len(data) == size:
                 self._at += size
                 return data
+            # A read may give less before the end.
             parts = [data]
             while data and (size := size - len(data)):
                 data = self._read(min(size, _PIECE))
@@ -177,7 +201,7 @@ class StreamSource:
         return data
 
     def _skip(self, size: int) -> None:
-        while size and (data := self._take(min(size, _PIECE))):
+        while size and (data := self.take(min(size, _PIECE))):
             size -= len(data)
 
 

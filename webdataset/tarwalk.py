@@ -19,7 +19,7 @@ from webdataset.tarheader import (
 from webdataset.tarsource import Source
 from webdataset.tarsparse import Sparse, gnu_map, pax_sparse
 
-__all__ = ["Hasher", "Member", "read_member", "walk"]
+__all__ = ["Hasher", "Member", "read_member", "truncated_inside", "walk"]
 
 Member: TypeAlias = "tuple[str, int, int, int, int, Sparse | None]"
 """Name, offset of the first header, offset of the data, stored size, offset past the padding, holes."""
@@ -36,17 +36,17 @@ class Hasher(Protocol):
         """Add bytes to the sum."""
 
 
-def walk(source: Source, *, hasher: Hasher | None = None, part: bool = False) -> Iterator[Member]:
+def walk(source: Source, offset: int = 0, *, hasher: Hasher | None = None, part: bool = False) -> Iterator[Member]:
     """Yield the members of a tar that are files, in order; may block on the source.
 
     A plain tuple is yielded, for this runs once a file of a data set. A member's data is left
     where it is: ``read_member`` reads it, before the next step, or it is skipped.
 
+    :param offset: where a header is, to begin at.
     :param hasher: is given the bytes of every header, extension headers and their data included.
     :param part: the source holds whole members but not the tar's end mark, as a sample's range does.
     :raises ShardError: not a tar, a broken header, or the source ends too early; no shard is named.
     """
-    offset = 0
     while True:
         start = offset
         pax: list[tuple[str, bytes]] = []
@@ -101,8 +101,13 @@ def read_member(source: Source, member: Member) -> bytes:
     name, _, at, size, _, sparse = member
     data = source.read(at, size)
     if len(data) < size:
-        raise ShardError(f"it is truncated: it ends at byte {source.end}, inside {name!r}, which has {size} bytes")
+        raise truncated_inside(source, name, size)
     return data if sparse is None else sparse.expand(data)
+
+
+def truncated_inside(source: Source, name: str, size: int) -> ShardError:
+    """Return the error of a source that ends inside a member."""
+    return ShardError(f"it is truncated: it ends at byte {source.end}, inside {name!r}, which has {size} bytes")
 
 
 def _check_end(source: Source, block: bytes, offset: int, *, at_member: bool, part: bool) -> None:

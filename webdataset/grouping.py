@@ -1,0 +1,104 @@
+"""From members to samples: consecutive files with one key.
+
+This runs once a sample of a data set, so what is plain takes a short way: headers that say all of their
+member, and names that go on as the one before did. `tarwalk` knows all the rest of tar.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from shardfeed_wire.errors import SampleError
+from webdataset.keys import Keys, base_plus_ext, is_meta
+from webdataset.tarheader import BLOCK, plain_header
+from webdataset.tarsource import OrderedSource
+from webdataset.tarwalk import Member, read_member, truncated_inside, walk
+
+__all__ = ["group_members"]
+
+# No member's name begins with it.
+_NO_PREFIX: Final = b"\0"
+# A member this small is cut out of what is read together with the header behind it.
+_SMALL: Final = 16 << 10
+
+
+def group_members(
+    source: OrderedSource, keys: Keys, suffixes: Collection[str] | None, *, part: bool = False
+) -> Iterator[dict[str, Any] | SampleError]:
+    """Yield samples, undecoded, and an error in the place of each that has a field twice. May block.
+
+    :param part: as for ``walk``, which says what else is raised.
+    """
+    key, prefix = "", _NO_PREFIX
+    sample: dict[str, Any] = {}
+    fault: SampleError | None = None
+    at, block = 0, source.block(0)
+    while True:
+        field: str | None = None
+        member: Member | None = None
+        header = plain_header(block)
+        if header is not None:
+            name, size = header
+            end = at + BLOCK + size + (-size & (BLOCK - 1))
+            if name.startswith(prefix):
+                field = _field_of(name[len(prefix) :])
+        else:
+            source.give_back(block)
+            member = next(walk(source, at, part=part), None)
+            if member is None:
+                break
+            name, size, end = member[0].encode("utf-8", "surrogateescape"), member[3], member[4]
+        if field is None:
+            path = name.decode("utf-8", "surrogateescape")
+            new, suffix = keys(path)
+            if new is None or suffix is None or (path[:2] == "__" and is_meta(path)):
+                at, block = end, source.block(end)
+                continue
+            field = suffix.lower()
+            if new != key or not sample:
+                if sample:
+                    yield fault or sample
+                key, sample, fault = new, {"__key__": new}, None
+                prefix = _prefix_of(new) if keys is base_plus_ext else _NO_PREFIX
+        if field in sample:
+            fault = _twice(key, field)
+            block = source.block(end)
+        elif suffixes is not None and field not in suffixes:
+            block = source.block(end)
+        elif member is not None:
+            sample[field] = read_member(source, member)
+            block = source.block(end)
+        else:
+            data = source.take(end - at if size <= _SMALL else size)
+            if len(data) < size:
+                raise truncated_inside(source, name.decode("utf-8", "surrogateescape"), size)
+            if size <= _SMALL:
+                # Behind it come its padding and the next header.
+                sample[field] = data[:size]
+                block = data[end - at - BLOCK :]
+            else:
+                sample[field] = data
+                block = source.block(end)
+        at = end
+    if sample:
+        yield fault or sample
+
+
+def _twice(key: str, field: str) -> SampleError:
+    """Return the error of a sample that has a field twice."""
+    reason = "the field is there twice"
+    return SampleError(f"sample {key}, field {field}: {reason}; pack it once", key=key, field=field, reason=reason)
+
+
+def _prefix_of(key: str) -> bytes:
+    """Return how the names of a sample's further members begin, where `base_plus_ext` found the key."""
+    # Whether such a name speaks of the shard, its suffix has a say in.
+    return _NO_PREFIX if key.startswith("__") else key.encode("utf-8", "surrogateescape") + b"."
+
+
+@functools.lru_cache(1024)
+def _field_of(rest: bytes) -> str | None:
+    """Return the field that a name goes on with behind the prefix of its sample; None where it is no such name."""
+    return None if b"/" in rest else rest.decode("utf-8", "surrogateescape").lower()
