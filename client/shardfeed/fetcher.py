@@ -38,15 +38,15 @@ from shardfeed.fetch_events import (
     Tick,
     Waiting,
 )
+from shardfeed.fleet import Fleet
+from shardfeed.patience import Patience
 from shardfeed.routing import Piece, Server, Step, cut_step, one_row_a_shard, recut
 from shardfeed_wire.errors import BadRequestError, RefusedError, ShapeError, ShardError, StarvedError
 
 __all__ = ["Fetcher"]
 
 
-_LATE_EVENT = 2.0
 _LATE = 0.05
-_SAY_WAITING = (5.0, 30.0, 120.0)
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.02, 1.0
 _TRANSIENT = ("busy", "indexing", "draining")
 _NOT_HERE = ("unreadable_shard", "failed")  # another server may do it
@@ -90,10 +90,8 @@ class Fetcher:
         self._limits = limits
         self._describe = describe
         self.counters = Counters()
-        self._servers: dict[str, Server] = {}
-        self._last_words: dict[str, str] = {}
-        self._gone: dict[str, Server] = {}
-        self._changes = 0  # of the servers that are up
+        self._servers = Fleet()
+        self._patience = Patience(now)
         self._flights: deque[_Flight] = deque()
         self._pending: deque[Piece] = deque()
         self._asked: dict[int, _Asked] = {}
@@ -103,11 +101,10 @@ class Fetcher:
         self._step_rows = 1  # of the step admitted last; the next has as many, or fewer
         self._exhausted = False
         self._failed = False
-        self._seen = now
-        self._lost = 0.0  # time in which this process did not run
-        self._now = now
-        self._useful = now
-        self._said_waiting = 0
+
+    @property
+    def _now(self) -> float:
+        return self._patience.now
 
     @property
     def done(self) -> bool:
@@ -131,10 +128,7 @@ class Fetcher:
         """Take one event and return what to do, in order. ``now`` never decreases."""
         if self._failed:
             return []
-        if now - self._seen > _LATE_EVENT:  # the process was stopped: deadlines move by the gap
-            self._lost += now - self._seen
-        self._seen = now
-        self._now = max(self._now, now - self._lost)  # rounding must not let it go back: a pace would be below 0
+        self._patience.advance(now)
         actions: list[Action] = []
         match event:
             case ServerUp(name, slots, shards):
@@ -150,10 +144,10 @@ class Fetcher:
             case Taken():
                 self._untaken.popleft()
                 if not self._untaken:
-                    self._useful, self._said_waiting = self._now, 0
+                    self._patience.useful()
             case More(steps, limits):
                 self._steps, self._limits, self._exhausted = chain(self._steps, steps), limits, False
-                self._useful, self._said_waiting = self._now, 0
+                self._patience.useful()
             case Tick():
                 self._tick(actions)
         self._deliver(actions)
@@ -172,10 +166,7 @@ class Fetcher:
     # What happened
 
     def _server_up(self, server: Server) -> None:
-        self._servers[server.name] = server
-        self._changes += 1
-        self._gone.pop(server.name, None)
-        self._last_words.pop(server.name, None)
+        self._servers.joined(server)
         for flight in self._flights:
             for piece in flight.pieces:
                 piece.forget_refusals(server.name)
@@ -201,7 +192,7 @@ class Fetcher:
         piece.answer, piece.size = answer, size
         self._row_bytes += 0.2 * (size / piece.rows - self._row_bytes)
         if piece.step is self._flights[0].step:
-            self._useful, self._said_waiting = self._now, 0
+            self._patience.useful()
         for other in piece.requests:
             loser = self._asked.pop(other, None)
             if loser is not None:
@@ -214,7 +205,7 @@ class Fetcher:
         if asked is None:
             return
         self._release(asked)
-        self._last_words[name] = message
+        self._servers.said(name, message)
         piece = asked.piece
         if reason == "shapes_differ":
             actions.append(Raise(ShapeError(message)))
@@ -227,7 +218,7 @@ class Fetcher:
             self._ask_again(piece, request)
         elif reason in _NOT_HERE:
             piece.refused(name, self._now)
-            if all(piece.is_refused(other) for other in self._capable(piece)):
+            if all(piece.is_refused(other) for other in self._servers.capable(piece)):
                 actions.append(Raise(ShardError(message) if reason == "unreadable_shard" else RefusedError(message)))
             self._ask_again(piece, request)
         else:  # it serves something else by now, or speaks otherwise
@@ -236,12 +227,8 @@ class Fetcher:
             self._server_down(name, message, actions)
 
     def _server_down(self, name: str, reason: str, actions: list[Action]) -> None:
-        self._last_words[name] = reason
-        server = self._servers.pop(name, None)
-        if server is None:
+        if not self._servers.left(name, reason):
             return
-        self._gone[name] = server
-        self._changes += 1
         for request in [number for number, asked in self._asked.items() if asked.server == name]:
             piece = self._asked.pop(request).piece
             piece.deaths += 1
@@ -263,7 +250,7 @@ class Fetcher:
     # What time brings
 
     def _tick(self, actions: list[Action]) -> None:
-        for server in list(self._servers.values()):
+        for server in self._servers:
             silent = self._now - server.heard
             if not server.requests and not server.suspect:
                 server.heard = self._now
@@ -279,32 +266,29 @@ class Fetcher:
                 server.suspect = True
         self._rescue(actions)
         if self._untaken or self.done:
-            self._useful = self._now
+            self._patience.idle()
             return
-        waited = self._now - self._useful
-        if waited > self._limits.timeout:
-            actions.append(Raise(self._starved(waited)))
-        elif self._said_waiting < len(_SAY_WAITING) and waited > _SAY_WAITING[self._said_waiting]:
-            actions.append(Waiting(_SAY_WAITING[self._said_waiting]))
-            self._said_waiting += 1
+        if self._patience.waited > self._limits.timeout:
+            actions.append(Raise(self._starved()))
+        elif (seconds := self._patience.to_say()) is not None:
+            actions.append(Waiting(seconds))
         self._hedge(actions)
 
-    def _starved(self, waited: float) -> StarvedError:
-        words = dict.fromkeys(self._servers, "up, with no useful answer") | self._last_words
+    def _starved(self) -> StarvedError:
         pieces = self._flights[0].pieces if self._flights else []
-        orphans = [piece for piece in pieces if not piece.answered and not self._capable(piece)]
+        orphans = [piece for piece in pieces if not piece.answered and not self._servers.capable(piece)]
         lost = one_row_a_shard(orphans)
         return starved(
-            waited,
+            self._patience.waited,
             self._limits.timeout,
-            words=words,
+            words=self._servers.words,
             orphans=self._describe(lost) if lost is not None else None,
-            holders=[name for name, gone in self._gone.items() if lost is not None and gone.reads_some(lost.shards)],
+            holders=self._servers.once_read(lost.shards) if lost is not None else [],
         )
 
     def _rescue(self, actions: list[Action]) -> None:
         """Ask others for what may be stuck at stopped servers, without waiting for these to be given up."""
-        if not any(server.suspect for server in self._servers.values()):
+        if not any(server.suspect for server in self._servers):
             return
         for piece in [piece for flight in self._flights for piece in flight.pieces]:
             if piece.answered or not piece.requests or not self._may_ask_more(piece):
@@ -323,7 +307,7 @@ class Fetcher:
             if piece.answered or len(piece.requests) != 1 or not self._may_ask_more(piece):
                 continue
             first = self._asked[piece.requests[0]]
-            others = [s for s in self._well(piece) if s.name != first.server and s.free(self._now)]
+            others = [s for s in self._servers.well(piece, self._now) if s.name != first.server and s.free(self._now)]
             if not others:
                 continue
             other = min(others, key=lambda server: server.finish(piece.rows, self._now))
@@ -347,12 +331,12 @@ class Fetcher:
     def _deliver(self, actions: list[Action]) -> None:
         while self._flights and all(piece.answered for piece in self._flights[0].pieces):
             flight = self._flights.popleft()
-            self._useful, self._said_waiting = self._now, 0
+            self._patience.useful()
             self._untaken.append(sum(piece.size for piece in flight.pieces))
             actions.append(Deliver(flight.step, tuple(flight.pieces)))
 
     def _ask_more(self, actions: list[Action]) -> None:
-        while any(server.free(self._now) for server in self._servers.values()):
+        while self._servers.any_free(self._now):
             waiting = deque[Piece]()
             while self._pending:
                 piece = self._pending.popleft()
@@ -370,7 +354,7 @@ class Fetcher:
 
     def _admit(self) -> bool:
         """Cut the next step into pieces, where some server is free and the window has room."""
-        if self._exhausted or not any(server.free(self._now) for server in self._servers.values()):
+        if self._exhausted or not self._servers.any_free(self._now):
             return False
         held = self.held
         if held and held + self._row_bytes * self._step_rows > self._limits.prefetch_bytes:
@@ -380,53 +364,28 @@ class Fetcher:
             self._exhausted = True
             return False
         self._step_rows = step.rows
-        pieces = cut_step(step, list(self._servers.values()), self._limits.rows_per_request)
+        pieces = cut_step(step, list(self._servers), self._limits.rows_per_request)
         for piece in pieces:
-            piece.fits = self._changes
+            piece.fits = self._servers.changes
         self._flights.append(_Flight(step, pieces))
         self._pending.extend(pieces)
         return True
 
     def _fit(self, piece: Piece) -> list[Piece]:
         """Cut a pending piece anew where servers have come or gone since."""
-        if piece.fits == self._changes:
+        if piece.fits == self._servers.changes:
             return [piece]
-        parts = recut(piece, list(self._servers.values()))
+        parts = recut(piece, list(self._servers))
         for part in parts:
-            part.fits = self._changes
+            part.fits = self._servers.changes
         if parts != [piece]:
             flight = next(flight for flight in self._flights if flight.step is piece.step)
             flight.pieces.remove(piece)
             flight.pieces.extend(parts)
         return parts
 
-    def _capable(self, piece: Piece) -> list[str]:
-        return [server.name for server in self._servers.values() if server.reads(piece.shards)]
-
-    def _well(self, piece: Piece) -> list[Server]:
-        return [
-            server
-            for server in self._servers.values()
-            if server.is_well(self._now) and server.reads(piece.shards) and piece.may_go_to(server.name, self._now)
-        ]
-
     def _choose(self, piece: Piece) -> Server | None:
-        """Return the server to ask: that expected to finish first, or the preferred one where it is about as good.
-
-        None where that one has all the requests that it takes: to wait for it is quicker than to ask a slow one.
-        """
-        expected = {server.name: server.finish(piece.rows, self._now) for server in self._well(piece)}
-        if not expected:
-            return None
-        limit = 1.3 * min(expected.values())
-        free = [self._servers[name] for name in expected if self._servers[name].free(self._now)]
-        if piece.step is not self._flights[0].step:
-            for server in free:
-                if server.has_rested(piece.rows, self._now):
-                    return server
-        good = [server for server in free if expected[server.name] <= limit]
-        preferred = (server for server in good if server.name == piece.preferred)
-        return next(preferred, min(good, key=lambda server: expected[server.name], default=None))
+        return self._servers.choose(piece, self._now, first=piece.step is self._flights[0].step)
 
     def _send(self, piece: Piece, server: Server, actions: list[Action]) -> None:
         request = self.next_request
