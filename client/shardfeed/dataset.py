@@ -22,7 +22,7 @@ from shardfeed.delivery import BatchOptions
 from shardfeed.digest import digest_rows
 from shardfeed.feed import Delivered, Feed
 from shardfeed.fetch_events import FetchLimits
-from shardfeed.loaders import caller, is_stateful, reads_ahead, refuse_batching, refuse_sharing
+from shardfeed.loaders import caller, is_data_loader, is_stateful, reads_ahead, refuse_batching, refuse_sharing
 from shardfeed.options import DigestOf, OnError, Options
 from shardfeed.passes import Pass
 from shardfeed.peer import Framing
@@ -248,6 +248,7 @@ class RemoteDataset(IterableDataset[Any]):
         frame = caller()
         refuse_batching(frame)
         refuse_sharing(frame, self._ranks)
+        self._read_ahead = self._read_ahead and is_data_loader(frame)  # a loop of the user's own takes what it gets
         return _Iterator(self)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 from shardfeed.ranks import Ranks
 from shardfeed_wire.errors import ConfigError
 
-__all__ = ["caller", "is_stateful", "reads_ahead", "refuse_batching", "refuse_sharing"]
+__all__ = ["caller", "is_data_loader", "is_stateful", "reads_ahead", "refuse_batching", "refuse_sharing"]
 
 _SHARING = ("IterableDatasetShard", "DataLoaderDispatcher")
 """The classes of accelerate that give each rank a part of what a data set yields."""
@@ -48,7 +48,7 @@ def refuse_batching(frame: FrameType) -> None:
     One with a ``collate_fn`` of the user's own is let be: it may know what it does.
     """
     names = frame.f_locals
-    if _class(frame) != "_IterableDatasetFetcher" or not names.get("auto_collation"):
+    if not is_data_loader(frame) or not names.get("auto_collation"):
         return
     collate = names.get("collate_fn")
     module = getattr(collate, "__module__", None) or type(collate).__module__
@@ -58,6 +58,11 @@ def refuse_batching(frame: FrameType) -> None:
             "batch_size=None to the DataLoader, or iterate the RemoteDataset itself; in a Hugging Face Trainer return "
             "it from get_train_dataloader() and get_eval_dataloader()"
         )
+
+
+def is_data_loader(frame: FrameType) -> bool:
+    """Say whether ``frame`` is of torch's DataLoader, which iterates a data set for others."""
+    return _class(frame) == "_IterableDatasetFetcher"
 
 
 def reads_ahead(frame: FrameType) -> bool:

@@ -42,6 +42,12 @@ def state_of_prepared(dataset: RemoteDataset) -> Any:
     return dataset.state_dict()
 
 
+def state_after_prepared(dataset: RemoteDataset) -> Any:
+    next(iter(accelerator.prepare(DataLoader(dataset, batch_size=None))))
+    next(iter(dataset))
+    return dataset.state_dict()
+
+
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +71,7 @@ attempt(
 )
 attempt("prepared as samples", lambda dataset: labels(accelerator.prepare(DataLoader(dataset))))
 attempt("state of prepared", state_of_prepared)
+attempt("state after prepared", state_after_prepared)
 attempt("trainer", train)
 accelerator.dataloader_config = DataLoaderConfiguration(dispatch_batches=False)
 attempt("prepared, not dispatched", lambda dataset: labels(accelerator.prepare(DataLoader(dataset, batch_size=None))))

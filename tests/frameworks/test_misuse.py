@@ -43,5 +43,6 @@ def test_on_one_rank_a_prepared_loader_gives_everything_but_no_bookmark(
     for name in ("prepared", "prepared, with workers", "prepared, not dispatched"):
         assert sorted(said[name]) == list(range(SAMPLES)), name
     assert "takes a batch ahead" in said["state of prepared"]
+    assert said["state after prepared"]["consumed"] == 8  # of a loop of the user's own, which gets what is taken
     assert "batch_size=None" in said["prepared as samples"]
     assert "get_train_dataloader" in said["trainer"]
