@@ -12,7 +12,7 @@ from typing import Any
 from webdataset.keys import Keys
 from webdataset.tarheader import BLOCK, plain_header
 
-__all__ = ["read_plain_sample"]
+__all__ = ["plain_places", "read_plain_sample"]
 
 
 def read_plain_sample(data: bytes, keys: Keys, suffixes: Collection[str] | None) -> dict[str, Any] | None:
@@ -21,11 +21,24 @@ def read_plain_sample(data: bytes, keys: Keys, suffixes: Collection[str] | None)
     Plain are regular files of one key, each with one header: no extension header, no ustar prefix, no
     name that means something else, no field twice.
     """
-    sample: dict[str, Any] = {}
+    found = plain_places(data, keys)
+    if found is None:
+        return None
+    key, places = found
+    sample: dict[str, Any] = {"__key__": key}
+    for suffix, (start, end) in places.items():
+        if suffixes is None or suffix in suffixes:
+            sample[suffix] = data[start:end]
+    return sample
+
+
+def plain_places(data: bytes | bytearray, keys: Keys) -> tuple[str, dict[str, tuple[int, int]]] | None:
+    """Return the key of such a sample, and for each field the bounds of its bytes; only headers are looked at."""
+    places: dict[str, tuple[int, int]] = {}
     sample_key: str | None = None
     at, end = 0, len(data)
     while at < end:
-        header = plain_header(data[at : at + BLOCK])
+        header = plain_header(bytes(data[at : at + BLOCK]))
         if header is None:
             return None
         raw, size = header
@@ -36,12 +49,11 @@ def read_plain_sample(data: bytes, keys: Keys, suffixes: Collection[str] | None)
         if key != sample_key:
             if sample_key is not None:
                 return None
-            sample_key = sample["__key__"] = key
+            sample_key = key
         suffix = suffix.lower()
         start = at + BLOCK
         at = start + size + (-size & (BLOCK - 1))
-        if at > end or suffix in sample:
+        if at > end or suffix in places or suffix == "__key__":
             return None
-        if suffixes is None or suffix in suffixes:
-            sample[suffix] = data[start : start + size]
-    return sample or None
+        places[suffix] = start, start + size
+    return None if sample_key is None else (sample_key, places)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from shardfeed_wire.errors import ShardError
 from webdataset.manifest import Manifest
@@ -136,6 +136,20 @@ class ShardReader:
             fd = self._descriptor(number, shard)
             data = os.pread(fd, length, start)
             return data if len(data) == length else _read_on(fd, shard.name, data, start, length)
+        except OSError as error:
+            raise _fault(shard.name, f"cannot read {shard.path}: {error.strerror}") from error
+
+    def read_into(self, number: int, start: int, length: int, buffers: Sequence[Any]) -> bool:
+        """Read as `read` does, but into writable buffers of ``length`` bytes altogether, one after the other. Blocks.
+
+        :returns: False where that would take more than one call, and for far shards: ``read`` then.
+        :raises ShardError: as `read`.
+        """
+        shard = self._readable_shard(number)
+        if self._far is not None or start < 0 or start + length > _size(shard):
+            return False
+        try:
+            return os.preadv(self._descriptor(number, shard), buffers, start) == length
         except OSError as error:
             raise _fault(shard.name, f"cannot read {shard.path}: {error.strerror}") from error
 

@@ -37,7 +37,9 @@ class FieldDecoder:
         """Return the field's value. Raises SampleError, with ``field`` and ``reason``."""
         for extension, decode in self._decoders:
             if extension in raw:
-                value = raw[extension] if decode is None else self._decoded(extension, decode, raw[extension])
+                value = raw[extension]
+                if decode is not None and type(value) is not np.ndarray:  # read as one: see `straight`
+                    value = self._decoded(extension, decode, value)
                 return value if self._labels is None else self._label(value)
         raise self._absent(raw)
 

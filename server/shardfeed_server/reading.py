@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class SampleReader:
     def __init__(self, manifest: Manifest, reader: ShardReader, extensions: AbstractSet[str]) -> None:
         self._manifest = manifest
         self._reader = reader
-        self._extensions = extensions
+        self.extensions = extensions
 
     def locate(self, block: NDArray[Any], index: NDArray[Any]) -> list[Located]:
         """Find samples, and check of each of their shards that it is still the one in the manifest. Blocks briefly.
@@ -69,9 +70,20 @@ class SampleReader:
 
         Raises SampleError for a member that is there twice, ShardError for anything else that is wrong.
         """
-        data = self._reader.read(located.shard, located.start, located.length)
+        return self.sample_of(located, self.bytes_of(located))
+
+    def bytes_of(self, located: Located) -> bytes:
+        """Return the bytes of all members, headers and all. Blocks; raises ShardError."""
+        return self._reader.read(located.shard, located.start, located.length)
+
+    def read_into(self, located: Located, buffers: Sequence[Any]) -> bool:
+        """Read the same into buffers, one after the other, as `ShardReader.read_into`. Blocks; raises ShardError."""
+        return self._reader.read_into(located.shard, located.start, located.length, buffers)
+
+    def sample_of(self, located: Located, data: bytes) -> dict[str, Any]:
+        """Take a sample's bytes apart, as `read` does."""
         try:
-            return read_sample(data, suffixes=self._extensions)
+            return read_sample(data, suffixes=self.extensions)
         except ShardError as error:
             raise ShardError(f"shard {located.shard_name}: {error}", shard=located.shard_name) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from shardfeed_server.config import StreamConfig
 from shardfeed_server.decoding import FieldDecoder, as_imagespec_says, plain_imagespec
 from shardfeed_server.draws import Draws
 from shardfeed_server.facts import facts_of, fingerprint_of
-from shardfeed_server.fields import parse_fields
+from shardfeed_server.fields import Field, parse_fields
 from shardfeed_server.python_transform import PythonTransform, load_transform
 from shardfeed_server.transforms import Images, RandomResizedCrop, Resize, Transform, parse_transform
 from shardfeed_wire.errors import ConfigError
@@ -22,9 +22,10 @@ class Recipe:
     """What becomes of a sample's bytes.
 
     Attributes: ``fields`` in order; ``unnamed``: batches are tuples; ``extensions``: the members
-    that are read; ``in_place``: the image fields that may be made in place; ``facts``: everything
-    that changes a pixel, in words; ``fingerprint``: a hash of the facts, in hex. Making one imports
-    the Python transform and blocks on the files it is made of.
+    that are read; ``in_place``: the image fields that may be made in place; ``as_stored``: fields
+    whose arrays are sent as they are stored, by extension; ``facts``: everything that changes a
+    pixel, in words; ``fingerprint``: a hash of the facts, in hex. Making one imports the Python
+    transform and blocks on the files it is made of.
 
     Raises ConfigError for anything in the configuration that makes no sense.
     """
@@ -46,6 +47,7 @@ class Recipe:
         self._converted = _converted(self._imagespecs, self._python)
         resized = self._imagespecs if self._last_resizing is not None and self._python is None else {}
         self.in_place = frozenset(resized) - {name for name, _ in self._converted}
+        self.as_stored = {} if self._python is not None else _as_stored(self.fields)
         self.facts = facts_of(self.fields, self._transforms, self._python, folder, max_pixels=config.max_pixels)
         self.fingerprint = fingerprint_of(self.facts)
 
@@ -79,6 +81,19 @@ def _built_in(written: tuple[str, ...], imagespecs: Mapping[str, str]) -> tuple[
             "give a field an extension such as jpg, or a decode of its own such as 'rgb8'"
         )
     return transforms
+
+
+def _as_stored(fields: Iterable[Field]) -> dict[str, str]:
+    return {
+        field.extensions[0]: field.name
+        for field in fields
+        if field.imagespec is None
+        and not field.raw
+        and field.labels is None
+        and field.collate == "stack"
+        and len(field.extensions) == 1
+        and field.extensions[0].rpartition(".")[2] == "npy"
+    }
 
 
 def _converted(imagespecs: Mapping[str, str], python: PythonTransform | None) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from shardfeed_server.figures import Work
 from shardfeed_server.reading import SampleReader
 from shardfeed_server.recipe import Recipe
 from shardfeed_server.rows import Rows, sample_error
+from shardfeed_server.straight import StraightReader
 from shardfeed_wire.errors import SampleError
 from shardfeed_wire.messages import Batch, Get, Seconds, StreamInfo
 from webdataset.manifest import Manifest
@@ -50,6 +51,7 @@ class Stream:
         self.manifest = manifest
         self.recipe = Recipe(config, code_dir)
         self._reader = SampleReader(manifest, reader, self.recipe.extensions)
+        self._straight = StraightReader(self._reader, self.recipe.as_stored)
         self._behind = 0
         self.work = Work()
 
@@ -80,13 +82,14 @@ class Stream:
         rows = Rows(located)
         collation = Collation(self.recipe.fields, len(located), memory, rows.title, self._behind)
         reading = decoding = collating = 0.0
-        values_of, in_place, read, now = self.recipe.values, self.recipe.in_place, self._reader.read, perf_counter
+        values_of, in_place, now = self.recipe.values, self.recipe.in_place, perf_counter
+        read, as_stored = self._straight.read, frozenset(self.recipe.as_stored.values())
         for row, sample in enumerate(located):
             if row not in bad_rows:
                 at_row(row)
             began = now()
             try:
-                raw = read(sample)
+                raw = read(sample, collation.lend(row, as_stored))
                 rows.name(row, raw["__key__"])
                 was_read = now()
                 reading += was_read - began

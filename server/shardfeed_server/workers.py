@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import signal
 from collections import deque
@@ -83,7 +82,7 @@ class Workers:
         try:
             return await job.result
         finally:
-            with contextlib.suppress(ValueError):
+            if job in self._waiting:  # remove() of what is not there words an error, at a cost
                 self._waiting.remove(job)
 
     async def describe(self, stream: str) -> StreamInfo:
