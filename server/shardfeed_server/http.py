@@ -16,6 +16,7 @@ from shardfeed_server.events import logger
 from shardfeed_server.exposition import expose
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.http_address import DEFAULT, OFF, parse_http
+from shardfeed_server.http_guests import Guests
 from shardfeed_wire.endpoint import Endpoint
 from shardfeed_wire.errors import EndpointError
 
@@ -24,6 +25,8 @@ __all__ = ["Reporter", "http_port"]
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _INDEX = "shardfeed, a loader server\n/healthz: it lives\n/readyz: it serves, or why not\n/metrics: for Prometheus\n"
 _END_SECONDS = 1.0
+_MOST_CONNECTIONS = 64
+"""Many more than Prometheus and probes keep, and few beside the descriptors that a process may have."""
 
 log = logger("shardfeed.server")
 
@@ -44,7 +47,8 @@ async def http_port(address: str | None, reporter: Reporter) -> AsyncIterator[st
     """Answer at ``host:port`` while the block runs; gives the port's URL.
 
     With None that is 127.0.0.1:9880, or a free port where that one is taken, with a warning: a second server on
-    one host is no mistake. Raises EndpointError where an address that was given cannot be listened on.
+    one host is no mistake. Of more than 64 connections the one that said nothing for longest is closed. Raises
+    EndpointError where an address that was given cannot be listened on.
     """
     sock = _listen(address)
     answers = _Answers(reporter)
@@ -57,8 +61,12 @@ async def http_port(address: str | None, reporter: Reporter) -> AsyncIterator[st
     try:
         host, port = sock.getsockname()[:2]
         await runner.setup()
-        await web.SockSite(runner, sock).start()
-        yield str(Endpoint("http", host=host, port=port))
+        assert runner.server is not None  # once it is set up
+        server = await asyncio.get_running_loop().create_server(Guests(runner.server, _MOST_CONNECTIONS), sock=sock)
+        try:
+            yield str(Endpoint("http", host=host, port=port))
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
         sock.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import re
 import signal
 import socket
@@ -10,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -153,6 +156,42 @@ def test_what_a_job_got_is_counted(shards: list[Path], nothing_is_held_up_at_fir
 
         loader.workers()[0].kill()
         wait_until(lambda: metrics(url)["shardfeed_worker_deaths_total", ()] == 1, what="the death's being counted")
+
+
+def test_many_connections_that_say_nothing_cost_few_descriptors_and_keep_nobody_from_an_answer(
+    shards: list[Path], nothing_is_held_up_at_first: Path
+) -> None:
+    (nothing_is_held_up_at_first / "loaded").touch()
+    with serving(shards, "--http", f"127.0.0.1:{free_port()}") as loader, contextlib.ExitStack() as stack:
+        url = port(loader)
+        server = psutil.Process(loader.process.pid)
+        assert get(f"{url}/metrics")[0] == 200
+        before = server.num_fds()
+        host, _, number = url.removeprefix("http://").partition(":")
+
+        def connect(said: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.create_connection((host, int(number)), timeout=20))
+            connection.sendall(said)
+            return connection
+
+        # Some say nothing, some break off in the middle of a request, some keep what they had an answer on.
+        for said in (b"", b"GET /metr", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"):
+            silent = [connect(said) for _ in range(100)]
+            assert get(f"{url}/healthz") == (200, "alive\n")
+            assert silent[0].recv(1 << 16) == b"" or said.endswith(b"\n\r\n")  # it made way for the others
+        wait_until(lambda: server.num_fds() <= before + 64, what="the end of most of 300 connections")
+
+        # One that goes on asking stays, whoever else comes.
+        kept = http.client.HTTPConnection(host, int(number), timeout=20)
+        with contextlib.closing(kept):
+            for _ in range(30):
+                kept.request("GET", "/readyz")
+                assert kept.getresponse().read() == b"ready\n"
+                same = kept.sock
+                for _ in range(5):
+                    connect(b"")
+                kept.auto_open = 0  # from now on it would not be made anew
+            assert kept.sock is same
 
 
 def test_a_second_server_takes_another_port_and_says_so_and_one_that_is_told_which_does_not_start(
