@@ -26,6 +26,7 @@ __all__ = [
     "FromFront",
     "FromWorker",
     "Job",
+    "Lost",
     "Progress",
     "Ready",
     "Release",
@@ -83,6 +84,12 @@ class Release(_Said, frozen=True, kw_only=True):
     slot: int
 
 
+class Lost(_Said, frozen=True, kw_only=True):
+    """The descriptor of a new slot did not arrive: the front has no such slot, and never will."""
+
+    slot: int
+
+
 class Ready(_Said, frozen=True, kw_only=True):
     """The worker has started."""
 
@@ -116,7 +123,7 @@ class Failed(_Said, frozen=True, kw_only=True):
     message: str
 
 
-FromFront: TypeAlias = Job | Asked | Release
+FromFront: TypeAlias = Job | Asked | Release | Lost
 FromWorker: TypeAlias = Ready | Done | Described | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -19,11 +19,15 @@ class Slot:
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        """Map ``size`` bytes of a descriptor, which belongs to the slot from now on."""
+        """Map ``size`` bytes of a descriptor, which belongs to the slot, and is closed where this raises OSError."""
         self.number = next(_numbers)
         self.size = size
         self.descriptor = descriptor
-        self.memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        try:
+            self.memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        except OSError:
+            os.close(descriptor)
+            raise
         self.told: set[Callable[[int], None]] = set()
         self.dropped = False
 

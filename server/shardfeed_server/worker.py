@@ -27,6 +27,7 @@ from shardfeed_server.jobs import (
     Done,
     Failed,
     Job,
+    Lost,
     Progress,
     Ready,
     Release,
@@ -111,6 +112,10 @@ class _Slots:
         while len(self._free) > _SPARE_SLOTS:
             self._drop(min(self._free, key=lambda slot: len(self._free[slot])))
 
+    def lose(self, slot: int) -> None:
+        """Give a slot up that did not reach the front."""
+        del self._used[slot]
+
     def _drop(self, slot: int) -> None:
         del self._free[slot]  # unmapped when the last view of it goes
         self.dropped.append(slot)
@@ -140,6 +145,8 @@ class _Worker:
                     self._describe(asked)
                 case Release(slot=slot):
                     self._slots.release(slot)
+                case Lost(slot=slot):
+                    self._slots.lose(slot)
 
     def _answer(self, job: Job) -> None:
         self._progress.note(job.number, Progress.BETWEEN)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 from collections import deque
@@ -15,12 +17,14 @@ from multiprocessing.reduction import DupFd
 from typing import Protocol
 
 from shardfeed_server.answer import Answer
+from shardfeed_server.events import logger
 from shardfeed_server.figures import Work
 from shardfeed_server.jobs import (
     Described,
     Done,
     Failed,
     Job,
+    Lost,
     Progress,
     Ready,
     Release,
@@ -36,6 +40,10 @@ from shardfeed_wire.messages import Get, StreamInfo
 __all__ = ["Answered", "Pool", "WaitingJob", "WorkFailedError", "WorkerProcess"]
 
 _MESSAGE_BYTES = 1 << 20
+_SILENCE = 30.0
+"""Seconds between two lines of the log about answers that cannot be sent."""
+
+log = logger("shardfeed.server")
 
 
 class WorkFailedError(Exception):
@@ -116,7 +124,7 @@ class WorkerProcess:
     """One worker process and the front's end of the link to it."""
 
     def __init__(self, pool: Pool, context: ForkServerContext, sources: Sequence[StreamSource]) -> None:
-        """Start it. Blocks for some milliseconds, once the fork server is up."""
+        """Start it. Blocks for some milliseconds, once the fork server is up. Raises OSError where it cannot be."""
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self.jobs: dict[int, WaitingJob] = {}
@@ -125,19 +133,24 @@ class WorkerProcess:
         self.moved: tuple[int, int] = (0, 0)
         self.moved_at = self._loop.time()
         self.hung = False
+        self._complained_at = -_SILENCE
         self._slots: dict[int, Slot] = {}
         self._unsaid: deque[bytes] = deque()
-        self._link, theirs = socket_pair()
-        self._link.setblocking(False)
         self.closed = False
-        with theirs:
-            self.process = context.Process(
-                target=_enter,
-                args=(theirs, _Descriptor(self.progress.descriptor), sources),
-                daemon=True,
-                name="shardfeed-worker",
-            )
-            self.process.start()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.progress.close)
+            self._link, theirs = socket_pair()
+            undo.enter_context(self._link)
+            self._link.setblocking(False)
+            with theirs:
+                self.process = context.Process(
+                    target=_enter,
+                    args=(theirs, _Descriptor(self.progress.descriptor), sources),
+                    daemon=True,
+                    name="shardfeed-worker",
+                )
+                self.process.start()
+            undo.pop_all()
         self._loop.add_reader(self._link, self._read)
 
     def say(self, message: bytes) -> None:
@@ -180,14 +193,7 @@ class WorkerProcess:
                 for slot in done.dropped:
                     if slot in self._slots:
                         self._slots.pop(slot).drop()
-                if done.new_size:
-                    self._slots[done.slot] = Slot(descriptors[0], done.new_size)
-                answered = Answered(self._slots[done.slot], done.answer, done.work, self, done.slot)
-                job = self.jobs.pop(done.number)
-                if job.result.done():  # cancelled meanwhile
-                    answered.release()
-                else:
-                    job.result.set_result(answered)
+                self._done(done, descriptors)
                 self._pool.free()
             case Failed(number=number, reason=reason, message=text):
                 error = WorkFailedError(reason, text)
@@ -202,6 +208,26 @@ class WorkerProcess:
                 self._pool.free()
             case Ready():
                 self._pool.ready()
+
+    def _done(self, done: Done, descriptors: list[int]) -> None:
+        result = self.jobs.pop(done.number).result
+        if done.new_size:
+            try:
+                self._slots[done.slot] = _new_slot(descriptors, done.new_size)
+            except OSError as error:
+                self.say(encode(Lost(slot=done.slot)))
+                now = self._loop.time()
+                if now >= self._complained_at + _SILENCE:
+                    self._complained_at = now
+                    log.warning("answers cannot be sent: the server has reached one of its limits", error=str(error))
+                if not result.done():
+                    result.set_exception(WorkFailedError("busy", f"the server has reached one of its limits: {error}"))
+                return
+        answered = Answered(self._slots[done.slot], done.answer, done.work, self, done.slot)
+        if result.done():  # cancelled meanwhile
+            answered.release()
+        else:
+            result.set_result(answered)
 
     def watch(self, patience: float) -> None:
         """Kill a worker that has been at one row for longer than ``patience`` seconds."""
@@ -234,6 +260,17 @@ class WorkerProcess:
             self._link.close()
             while self._slots:
                 self._slots.popitem()[1].drop()
+
+
+def _new_slot(descriptors: list[int], size: int) -> Slot:
+    """Map a slot whose descriptor came along. Raises OSError where the system lets this process have no more."""
+    if not descriptors:  # the kernel leaves out what it cannot hand over
+        raise OSError(
+            errno.EMFILE,
+            f"{os.strerror(errno.EMFILE)} (ulimit -n, or LimitNOFILE of a service, allows "
+            f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} descriptors)",
+        )
+    return Slot(descriptors[0], size)
 
 
 class _Descriptor:

@@ -21,6 +21,7 @@ _AHEAD = 2
 """Jobs a worker has at once: the one it is at, and the next."""
 
 _WATCH = 1.0
+_PAUSE = 1.0
 
 log = logger("shardfeed.server")
 
@@ -104,7 +105,8 @@ class Workers:
         """End the processes and wait for them, a few seconds at most before they are killed."""
         if self._watcher is not None:
             self._watcher.cancel()
-        processes, self._processes = self._processes, []
+        processes = [process for process in self._processes if not process.closed]  # the others are buried
+        self._processes = []
         for process in processes:
             process.close()
         for process in processes:
@@ -144,18 +146,24 @@ class Workers:
             elif not job.result.done():
                 self._waiting.appendleft(job)
         self._quick_deaths += 1
-        index = self._processes.index(process)
         if self._quick_deaths > 10 * self.count:
             # Something kills them at birth: do not spin.
-            asyncio.get_running_loop().call_later(1.0, self._replace, process)
+            asyncio.get_running_loop().call_later(_PAUSE, self._replace, process)
         else:
-            self._processes[index] = WorkerProcess(self, self.context, self.sources)
+            self._replace(process)
         self._dispatch()
 
     def _replace(self, process: WorkerProcess) -> None:
-        if process in self._processes:
-            self._processes[self._processes.index(process)] = WorkerProcess(self, self.context, self.sources)
-            self._dispatch()
+        if process not in self._processes:
+            return
+        try:
+            new = WorkerProcess(self, self.context, self.sources)
+        except (OSError, EOFError) as error:  # no descriptor or no process is left, say
+            log.warning("no worker can be started in the place of one that died; it is tried again", error=str(error))
+            asyncio.get_running_loop().call_later(_PAUSE, self._replace, process)
+            return
+        self._processes[self._processes.index(process)] = new
+        self._dispatch()
 
     def _dispatch(self) -> None:
         while self._waiting:

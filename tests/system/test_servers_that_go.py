@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shardfeed import RemoteDataset, SampleError, ShardError, StarvedError
-from tests.photographs import Photographs
+from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, wait_until, write_photographs
 
 SAMPLES = 600
@@ -66,6 +68,37 @@ def test_workers_killed_in_mid_epoch_are_replaced_and_nobody_notices(steady: Loa
                     worker.kill()
         assert dataset.digest == undisturbed
     wait_until(lambda: len(steady.workers()) == 1, what="a new worker")
+
+
+def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_it_has_some(tmp_path: Path) -> None:
+    # Small samples first, so that the connection stands when answers begin to need memory that is new.
+    texts = [b"x" * (1_000 if number < 32 else 1_000_000) for number in range(64)]
+    shards = write_shards(tmp_path, [(f"{n:03d}", {"txt": text, "cls": b"%d" % n}) for n, text in enumerate(texts)], 1)
+    with Loader.of(shards, "--fields", "txt cls", "--workers", "1") as server:
+        front = psutil.Process(server.process.pid)
+        usual = front.rlimit(psutil.RLIMIT_NOFILE)
+
+        def relieve() -> None:
+            try:
+                wait_until(lambda: "answers cannot be sent" in server.output, what="the word of it")
+            finally:
+                front.rlimit(psutil.RLIMIT_NOFILE, usual)
+
+        relief = threading.Thread(target=relieve)
+        got: list[int] = []
+        with RemoteDataset(
+            server.url, batch_size=8, shuffle=False, prefetch_bytes=1, shared_memory=False, timeout=60
+        ) as dataset:
+            for _, labels in dataset:
+                if not got:
+                    used = {int(entry.name) for entry in Path(f"/proc/{front.pid}/fd").iterdir()}
+                    free = min(set(range(len(used) + 1)) - used)
+                    front.rlimit(psutil.RLIMIT_NOFILE, (free, usual[1]))
+                    relief.start()
+                got += labels.tolist()
+        relief.join()
+        assert "Too many open files" in server.output
+        assert got == list(range(64))
 
 
 def test_a_server_restarted_on_its_port_is_used_again(shards: list[Path], undisturbed: str) -> None:
