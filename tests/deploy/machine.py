@@ -30,11 +30,12 @@ exec "$@"
 """
 
 
-def run_on_machine(script: str, files: dict[str, Path]) -> str:
+def run_on_machine(script: str, files: dict[str, Path], folders: dict[str, Path]) -> str:
     """Boot systemd on a copy of this machine's root, run a bash script there as root, and give what it printed.
 
     The copy is an overlay in memory: the machine itself stays as it is. It has no network but its own loopback. Files
-    and folders of ``files`` lie at ``/mnt/NAME``.
+    and folders of ``files`` lie at ``/mnt/NAME``, those of ``folders``, which are not copied, at the places named: the
+    machine sees no folder of this one that is on another file system, or below /tmp, where it has its own.
     """
     folder = Path(tempfile.mkdtemp(prefix="sf-machine-", dir="/tmp"))
     try:
@@ -49,6 +50,7 @@ def run_on_machine(script: str, files: dict[str, Path]) -> str:
         nspawn = ["systemd-nspawn", "--quiet", f"--directory={folder}/layers/root", "--boot", "--register=no"]
         nspawn += ["--keep-unit", "--private-network", "--console=pipe", "--machine=shardfeed-tests"]
         nspawn += [f"--bind={folder}:/mnt", *(f"--bind-ro={units / name}:/etc/systemd/system/{name}" for name in UNITS)]
+        nspawn += [f"--overlay={path}::{place}" for place, path in folders.items()]
         booted = subprocess.run(
             ["unshare", "--mount", "sh", "-ec", OVERLAY, "-", f"{folder}/layers", *nspawn, "systemd.unit=tests.target"],
             stdin=subprocess.DEVNULL,

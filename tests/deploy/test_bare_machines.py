@@ -55,11 +55,19 @@ def setting(name: str) -> str:
     return value
 
 
+CHECKOUT = "/srv/checkout"
+PACKAGES = {
+    f"/srv/packages-{number}": Path(folder)
+    for number, folder in enumerate(sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+}
+"""Where the machine has the checkout, and the packages of the tests' environment."""
+
+
 def on_machine(command: str) -> str:
     """A command of the page, with what it installs taken from the tests' own environment: torch again is 200 MB."""
     command = command.replace("pip install", "pip install --quiet --no-index --no-deps --no-build-isolation")
     if "-m venv" in command:
-        seen = "\\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        seen = "\\n".join(PACKAGES)
         command += f"\nprintf '{seen}\\n' > $(echo /opt/shardfeed/lib/python3*/site-packages)/dependencies.pth"
     return command
 
@@ -73,13 +81,12 @@ def test_the_commands_of_the_page_make_a_service_that_serves_reloads_and_drains(
     run(sys.executable, ROOT / "examples/pack_digits.py", tmp_path / "data")
     digest = "/opt/shardfeed/bin/shardfeed digest tcp://127.0.0.1:7880 --stream train"
     digest += " --curve /etc/shardfeed/keys/trainer.toml"
-    of_tests = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
-    opened = sorted({str(parent) for path in of_tests for parent in path.parents})
+    opened = " ".join(map(str, Path(sys.base_prefix).parents))
     script = [
-        f"chmod a+rx {' '.join(opened)}",  # the service's user looks for the tests' packages there
+        f"chmod a+rx {opened}",  # where the service's user may have to look for Python
         "cp -r /mnt/data /data && chmod -R a+rX /data",
         "install -D /mnt/shardfeed.toml /etc/shardfeed/shardfeed.toml --mode 644",
-        f"cd {ROOT}",
+        f"cd {CHECKOUT}",
         *map(on_machine, commands),
         "systemd-analyze verify shardfeed.service 2>&1 | (! grep shardfeed)",
         "systemd-analyze security --threshold=20 shardfeed.service >/dev/null",  # of 100
@@ -97,7 +104,7 @@ def test_the_commands_of_the_page_make_a_service_that_serves_reloads_and_drains(
         "journalctl --no-pager --unit shardfeed --output cat",
     ]
     files = {path.name: path for path in tmp_path.iterdir()}
-    said = run_on_machine("\n".join(script), files)
+    said = run_on_machine("\n".join(script), files, {CHECKOUT: ROOT, **PACKAGES})
     assert len(set(re.findall(r"^[0-9a-f]{32}$", said, re.MULTILINE))) == 1, said
     assert len(re.findall(r"^[0-9a-f]{32}$", said, re.MULTILINE)) == 2, said
     assert re.search(r"^shardfe", said, re.MULTILINE), said
