@@ -152,3 +152,16 @@ def test_ray_train_starts_workers_that_died_again_and_they_go_on_from_a_checkpoi
     again = [rank[SAVED + 1 :] for rank in ranks]
     # Ray notes a checkpoint a little after it was reported, and these workers died at once.
     assert again in ([rank[SAVED:] for rank in planned], [rank[SAVED // 2 :] for rank in planned]), said
+
+
+@pytest.mark.peers
+@pytest.mark.timeout(900)
+def test_workers_of_ray_train_without_torch_distributed_share_an_epoch_by_its_context(
+    python: Path, server: Loader, planned: list[Batches], tmp_path: Path
+) -> None:
+    program = Path(__file__).with_name("ray_ranks.py")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
+        command = [python, program, server.url, tmp_path / "runs", BATCH, RANKS]
+        status, ranks, said = train(command, "", tmp_path / "notes", variables={"RAY_TMPDIR": short})
+    assert status == 0, said
+    assert ranks == [rank[:STEPS] for rank in planned], said
