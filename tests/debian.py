@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = ["debian_program", "unpacked"]
 
 _CACHE = Path(__file__).parents[1] / ".cache/debian"
+_KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -30,19 +31,21 @@ def debian_program(name: str, package: str) -> str | None:
     return found
 
 
-def unpacked(package: str) -> Path | None:
+def unpacked(package: str, suite: str | None = None) -> Path | None:
     """A folder with the files of a package that needs no other, kept from run to run; None where it cannot be had.
 
-    For a package whose installation would start a service. Nothing is installed.
+    For a package whose installation would start a service, or one of another ``suite`` of the archive that this
+    machine's packages come from. Nothing is installed.
     """
-    folder = _CACHE / package
+    folder = _CACHE / (package if suite is None else f"{package}-{suite}")
     if folder.exists() or (apt := shutil.which("apt-get")) is None or shutil.which("dpkg-deb") is None:
         return folder if folder.exists() else None
     _CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+        options = [] if suite is None else _of_suite(apt, suite, Path(scratch))
         for arguments in (["download", package], ["update"], ["download", package]):
             subprocess.run(
-                [apt, "--quiet", *arguments],
+                [apt, "--quiet", *options, *arguments],
                 cwd=scratch,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -55,3 +58,20 @@ def unpacked(package: str) -> Path | None:
                 made.replace(folder)
                 return folder
     return None
+
+
+def _of_suite(apt: str, suite: str, scratch: Path) -> list[str]:
+    """Options with which apt knows one suite alone, of the archive that it takes Debian's packages from."""
+    listed = [apt, "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"]
+    archives = subprocess.run(listed, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    lines = [f"deb [signed-by={_KEYS}] {archive} {suite} main\n" for archive in archives[:1]]
+    (scratch / "sources.list").write_text("".join(lines))
+    (scratch / "lists/partial").mkdir(parents=True)
+    settings = {
+        "Dir::Etc::SourceList": scratch / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": scratch / "lists",
+        "Dir::Cache": scratch,
+        "APT::Sandbox::User": "root",  # another could not write here
+    }
+    return [f"--option={name}={value}" for name, value in settings.items()]

@@ -72,8 +72,9 @@ def _own_engine() -> Iterator[dict[str, str]]:
         try:
             _wait_for(process, environment, folder / "log")
             yield environment
-            old = ["docker", "image", "prune", "--force", "--filter", "until=72h"]
-            subprocess.run(old, env=environment, capture_output=True, check=False, timeout=120)
+            for kept in ("image", "builder"):
+                old = ["docker", kept, "prune", "--force", "--filter", "until=72h"]
+                subprocess.run(old, env=environment, capture_output=True, check=False, timeout=120)
         finally:
             _stop(process)
     finally:

@@ -184,7 +184,8 @@ def test_a_job_of_servers_and_trainers_runs_on_slurm(page: Page, folder: Path) -
 
 def test_shellcheck_finds_nothing_in_the_scripts() -> None:
     require("container", debian_program("shellcheck", "shellcheck"), "there is no shellcheck")
-    run("shellcheck", SCRIPT, ROOT / "deploy/docker/shrink", ROOT / "tests/cluster/base-image")
+    images = (ROOT / "tests/cluster" / name for name in ("base-image", "prometheus-image"))
+    run("shellcheck", SCRIPT, ROOT / "deploy/docker/shrink", *images)
 
 
 def test_every_command_of_the_page_was_run(page: Page) -> None:
