@@ -11,6 +11,7 @@ import zmq
 
 from shardfeed.plain_sockets import PlainSocket, ReceivingSocket, SendingSocket
 from shardfeed_wire.errors import EndpointError, TenbinError
+from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.plain import PlainEndpoint
 from shardfeed_wire.unix_sockets import remove_stale_socket
 
@@ -134,6 +135,7 @@ class ZeroMQReceiver(_ZeroMQSocket, ReceivingSocket):
         frame_bytes: int,
     ) -> None:
         super().__init__(context, endpoint)
+        keep_freed_memory()
         self._raw.rcvhwm = high_water
         self._raw.maxmsgsize = frame_bytes
         if endpoint.pattern == "sub":

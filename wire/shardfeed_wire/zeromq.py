@@ -21,6 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 from shardfeed_wire.curve import ClientKeys, Keys, ServerKeys
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
+from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
 from shardfeed_wire.unix_sockets import remove_stale_socket
 from shardfeed_wire.zap import Doorkeeper
@@ -350,6 +351,7 @@ class ZeroMQ(Transport):
 
     async def connect(self, url: str, limits: Limits) -> Channel:
         """Connect a DEALER; see `Transport.connect`."""
+        keep_freed_memory()
         channel = _Channel(self._context, url, limits, self.keys)
         await channel.connect()
         return channel
