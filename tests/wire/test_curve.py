@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from shardfeed_wire.curve import load_client_keys, load_server_keys
+from shardfeed_wire.curve import ClientFolder, load_client_keys, load_server_keys
 from shardfeed_wire.errors import BrokenChannelError, ConfigError, EndpointError
 from shardfeed_wire.keygen import make_client, make_server
 from shardfeed_wire.transport import Channel, Limits, Listener, Network, Transport, register
+from tests.system.loaders import wait_until
 from tests.wire.conformance_arena import as_bytes, greet, raises, soon
 
 LIMITS = Limits(frame_bytes=1 << 20)
@@ -286,6 +288,39 @@ def test_a_file_that_goes_bad_while_the_server_runs_lets_nobody_in_and_is_said(
 
     meet(keys / "server.toml", keys / "trainer.toml", act)
     assert "a file in the folder of clients lets nobody in" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_lets_its_client_in_again_though_it_never_changed(
+    keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in (keys, keys / "clients"):
+        folder.chmod(0o755)
+    monkeypatch.chdir(keys)  # whatever lies above it is root's
+    clients = ClientFolder(Path("clients"))
+    (public,) = clients.clients()
+    file = Path("clients/trainer.toml")
+    file.write_text(file.read_text() + "\n")
+    file.chmod(0o000)
+    before = file.stat()
+    with an_ordinary_user():
+        wait_until(lambda: not clients.clients(), what="the change was seen")
+    file.chmod(0o644)
+    wait_until(lambda: set(clients.clients()) == {public}, what="the file was looked at again")
+    assert (file.stat().st_mtime_ns, file.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    assert "trainer.toml cannot be read: Permission denied" in caplog.text
+
+
+@contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """Be nobody where this is root, who may read everything."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
 
 
 def test_secrets_are_private_not_shown_and_never_overwritten(keys: Path) -> None:

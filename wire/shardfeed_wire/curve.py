@@ -97,6 +97,8 @@ class ClientFolder:
             except (ConfigError, OSError) as error:
                 if strict:
                     raise
+                if isinstance(error.__cause__ or error, OSError):
+                    files.pop(entry.name, None)  # the file may be as it should, so the next look tries again
                 self._complaints.say(entry.name, f"a file in the folder of clients lets nobody in: {error}")
         self._files = files
         self._clients = dict(client for _, client in files.values() if client is not None)
