@@ -25,7 +25,8 @@ class PlainSender:
 
     ``zpush`` and ``zrpush`` give each batch to one receiver, in turn, and wait while none takes it. ``zpub``
     and ``zrpub`` give it to all who have subscribed, and lose it to those who are too slow. ``sctp`` is a push
-    to whoever binds that address, each batch an association of its own. Not for several threads at once.
+    to whoever binds that address, each batch an association of its own. Not for several threads at once, nor for
+    a process that was forked from the one that made it.
     """
 
     def __init__(
@@ -88,10 +89,16 @@ class PlainSender:
 
         Blocks while no receiver of a push has room. What is sent is copied. Raises TenbinError for what
         tenbin cannot hold, StarvedError after ``timeout``, ClosedChannelError after `close`, and ConfigError for a
-        batch that is larger than one SCTP message may be here.
+        batch that is larger than one SCTP message may be here, and in a process that did not make the sender.
         """
         if self._sockets.closed:
             raise ClosedChannelError("the sender was closed")
+        if not self._sockets.is_ours:
+            urls = ", ".join(socket.endpoint.url for socket in self._sockets.all)
+            raise ConfigError(
+                f"the PlainSender to {urls} belongs to the process that made it, of which this one is a fork; make one "
+                "in each process that sends"
+            )
         chunks = self._encode(batch)
         if self._sockets.all[0].publishes:
             arrived = [socket.publish(chunks) for socket in self._sockets.all]

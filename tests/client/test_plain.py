@@ -435,6 +435,33 @@ def test_a_fork_leaves_the_parents_sockets_alone() -> None:
             assert numbers(arriving, 1) == [3]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_may_not_send_by_its_parent_s_sender_and_is_told_so() -> None:
+    def send() -> None:
+        try:
+            sender.send(batch(9))
+        except ConfigError as error:
+            said.send(str(error))
+
+    with PlainSender("zrpush://127.0.0.1:0", timeout=PATIENCE) as sender:
+        heard, said = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=send)
+        child.start()
+        said.close()
+        assert heard.poll(PATIENCE)
+        text = heard.recv()
+        heard.close()
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+        child.close()
+        assert "zrpush://127.0.0.1:0 belongs to the process that made it" in text
+        assert "make one in each process that sends" in text
+        with PlainDataset(reversed_url(sender.urls[0]), timeout=PATIENCE) as dataset:
+            arriving = opened(dataset)
+            sender.send(batch(3))
+            assert numbers(arriving, 1) == [3]  # the parent's still works, and the fork's never arrived
+
+
 def send_for_ever(url: str) -> None:
     """Send batches until killed, so large that most of the time one is under way."""
     with PlainSender(url, timeout=PATIENCE, high_water=1) as sender:
