@@ -17,7 +17,7 @@ import typer
 
 from shardfeed_cli.logs import show_logs
 from shardfeed_wire.endpoint import parse_endpoint
-from shardfeed_wire.errors import ConfigError, NobodyAnswersError
+from shardfeed_wire.errors import ConfigError, NobodyAnswersError, ShardfeedError
 
 if TYPE_CHECKING:
     from shardfeed import PlainSender
@@ -65,6 +65,9 @@ def push(
     curve: Annotated[
         str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
     ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log JSON on stderr, one line an event, and print nothing else.")
+    ] = False,
     end_with: Annotated[int | None, typer.Option(hidden=True, help="End when this inherited pipe closes.")] = None,
 ) -> None:
     """Read a stream as a trainer does, and send its batches on, epoch after epoch, until SIGTERM or Ctrl-C.
@@ -76,7 +79,7 @@ def push(
     orphaned = threading.Event()
     if end_with is not None:
         threading.Thread(target=_end_with, args=(end_with, orphaned), name="end-with", daemon=True).start()
-    show_logs(as_json=False)
+    show_logs(as_json=log_json)
     try:
         described = _describe(endpoints, stream, timeout, curve)
         names = info or (_names(described) if infos else None)
@@ -107,14 +110,27 @@ def push(
             insecure=insecure or end_with is not None,
         )
         with dataset, sender:
-            print(
+            _announce(
                 f"pushing {described.name} to {', '.join(sender.urls)}: batches of {batch_size}, framing {framing}",
-                flush=True,
+                log_json=log_json,
             )
             _send(dataset, sender, epochs)
+    except ShardfeedError as error:
+        if not log_json:
+            raise
+        log.error("%s", error)
+        raise typer.Exit(1) from None
     finally:
         if orphaned.is_set():
             _remove_private_endpoint(endpoints)
+
+
+def _announce(said: str, *, log_json: bool) -> None:
+    """Say what is sent where, on stdout or as an event."""
+    if log_json:
+        log.info("%s", said)
+    else:
+        print(said, flush=True)
 
 
 def _send(dataset: Any, sender: PlainSender, epochs: int | None) -> None:

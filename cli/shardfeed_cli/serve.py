@@ -235,7 +235,7 @@ def _run_logging(read: Callable[[], ServerConfig], until: Mapping[str, Any]) -> 
 
     try:
         observer = Observer(indexing=indexing, ready=ready, draining=lambda: log.info("draining"))
-        run_server(read(), observer, reread=read, **until)
+        run_server(read(), observer, reread=read, log_json=True, **until)
     except ShardfeedError as error:
         log.error(str(error))
         raise typer.Exit(1) from None

@@ -24,13 +24,12 @@ __all__ = ["Answering", "Request"]
 
 _FIRST_ROW_BYTES = 150_000
 _ITEMS_PER_JOB = 1_024
-_PATIENCE = 60.0
 _LEAST_SPEED = 1e6
-"""Seconds, and bytes a second beside them, that a client may take to read an answer."""
+"""Bytes a second that a client must read of its answers, once it was waited for."""
 
 _HASTE = 5.0
 _LEAST_SPEED_IN_HASTE = 4e6
-"""The same while a job has nothing because the others hold all of ``send_bytes``."""
+"""Seconds, and bytes a second beside them, while a job has nothing because the others hold all of ``send_bytes``."""
 
 log = logger("shardfeed.server")
 
@@ -60,15 +59,17 @@ class Answering:
         queue_requests: int,
         lending: Lending | None,
         figures: Figures,
+        patience: float,
         refuse: Callable[[Request, Refused], None],
         settled: Callable[[bytes], None],
     ) -> None:
         """Have nothing to do yet.
 
-        ``refuse`` is called for a request that workers could not answer, ``settled`` with the peer of each that is
-        over, however it ended.
+        After ``patience`` seconds a client that does not read its answers is cut off. ``refuse`` is called for a
+        request that workers could not answer, ``settled`` with the peer of each that is over, however it ended.
         """
         self._lending, self._figures, self._refuse, self._settled_for = lending, figures, refuse, settled
+        self._patience = patience
         self._queue: FairQueue[Request] = FairQueue(
             unsent_bytes=send_bytes,
             items_per_job=min(_ITEMS_PER_JOB, queue_requests),
@@ -230,7 +231,7 @@ class Answering:
         if self._lending is not None and self._lending.lend(request.peer, answered):
             return  # the client releases it
         impatient = asyncio.get_running_loop().call_later(
-            _PATIENCE + unsent / _LEAST_SPEED, request.listener.drop, request.peer, "it does not read its answers"
+            self._patience + unsent / _LEAST_SPEED, request.listener.drop, request.peer, "it does not read its answers"
         )
         if self._queue.starved:
             self._pushed.set()  # who watches for those that do not read watches this one too

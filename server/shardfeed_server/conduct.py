@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from shardfeed_wire.messages import Cancel, GetManifest, Message
 
-__all__ = ["SENSELESS_COST", "Conduct", "cost_of"]
+__all__ = ["SENSELESS_COST", "USUAL_PATIENCE", "Conduct", "Patience", "cost_of"]
 
 _BURST = 2_000.0
 _A_SECOND = 200.0
@@ -19,6 +20,21 @@ SENSELESS_COST = 100.0
 """Of a message that makes no sense: a newer client may send some that are unknown here."""
 
 _CANCELS_A_TOKEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many seconds a server waits for a peer before it ends the connection.
+
+    ``silent``: for its first message, and for any message from its first bytes to its last; ``unread``: for an
+    answer to be read, and a second more for each MB that waits for its job.
+    """
+
+    silent: float = 30.0
+    unread: float = 60.0
+
+
+USUAL_PATIENCE = Patience()
 
 
 class Conduct:

@@ -32,10 +32,11 @@ log = logger("shardfeed.server")
 class Outputs:
     """The processes of a server's outputs."""
 
-    def __init__(self, outputs: Sequence[OutputConfig], streams: Sequence[str]) -> None:
-        """Start nothing yet; ``streams`` are the names of the server's streams."""
+    def __init__(self, outputs: Sequence[OutputConfig], streams: Sequence[str], options: Sequence[str] = ()) -> None:
+        """Start nothing yet; ``streams`` are the names of the server's streams, ``options`` of each process."""
         self._outputs = [(output, output.stream or streams[0]) for output in outputs]
         self._folder = Path(tempfile.mkdtemp(prefix="shardfeed-")) if outputs else None
+        self._options = tuple(options)
         self._reader, self._alive = -1, -1
         self._tasks: list[asyncio.Task[None]] = []
         self._processes: dict[int, tuple[asyncio.subprocess.Process, str]] = {}
@@ -97,7 +98,7 @@ class Outputs:
 
     async def _keep(self, output: OutputConfig, stream: str) -> None:
         """Keep one output's process until it has nothing more to send, or is told to end."""
-        options = [*output.arguments(stream), "--end-with", str(self._reader)]
+        options = [*output.arguments(stream), *self._options, "--end-with", str(self._reader)]
         while self._alive >= 0:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "shardfeed", "push", *self.endpoints, *options),

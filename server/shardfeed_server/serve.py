@@ -8,13 +8,15 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvloop
 
+from shardfeed_server.conduct import USUAL_PATIENCE, Patience
 from shardfeed_server.config import ServerConfig
 from shardfeed_server.generation import Preparation, StoppedError
 from shardfeed_server.http_address import OFF
@@ -66,25 +68,41 @@ def serve(
     end_with: int | None = None,
     remove_folder: bool = False,
     reread: Callable[[], ServerConfig] | None = None,
+    patience: Patience = USUAL_PATIENCE,
+    log_json: bool = False,
 ) -> None:
     """Serve until SIGTERM, SIGINT or, where given, the end of the pipe with descriptor ``end_with``; then drain.
 
     With ``remove_folder`` the folders of the Unix sockets, made for them, are removed at the end.
 
     At SIGHUP the streams are opened anew, by what ``reread`` returns then, or as they were told at first where
-    it is not given.
+    it is not given. ``log_json`` has the processes of outputs log as JSON.
 
     Blocks. Raises ConfigError or EndpointError for what the configuration says wrongly, ShardError that
-    names every bad shard, and SampleError or ShapeError where a stream's first samples cannot be made.
+    names every bad shard, and SampleError or ShapeError where a stream's first samples cannot be made. An
+    exception that ends a listener, which is a defect, ends the server and is raised, too.
     """
     _have_descriptors()
+    server = _Server(config, observer, reread or (lambda: config), patience, ["--log-json"] if log_json else [])
     with contextlib.suppress(StoppedError):
-        uvloop.run(_Server(config, observer, reread or (lambda: config)).run(end_with, remove_folder=remove_folder))
+        uvloop.run(server.run(end_with, remove_folder=remove_folder))
+    if server.failure is not None:
+        raise server.failure
 
 
 class _Server:
-    def __init__(self, config: ServerConfig, observer: Observer, reread: Callable[[], ServerConfig]) -> None:
-        self._config, self._observer, self._reread = config, observer, reread
+    def __init__(
+        self,
+        config: ServerConfig,
+        observer: Observer,
+        reread: Callable[[], ServerConfig],
+        patience: Patience,
+        output_options: Sequence[str],
+    ) -> None:
+        self._config, self._observer, self._reread, self._patience = config, observer, reread, patience
+        self._output_options = output_options
+        self.failure: BaseException | None = None
+        """Why a listener ended, where it was not closed."""
         self._stop = asyncio.Event()
         self._on_stop: Callable[[], None] = lambda: None
         self._had_terminal = os.isatty(0)
@@ -96,13 +114,14 @@ class _Server:
         if end_with is not None:
             loop.add_reader(end_with, self._host_is_gone, end_with)
         keys = load_server_keys(self._config.curve) if self._config.curve else None
-        outputs = Outputs(self._config.outputs, list(self._config.streams))
+        outputs = Outputs(self._config.outputs, list(self._config.streams), self._output_options)
         network, private = Network(keys), Network()
         listeners: list[Listener] = []
         try:
             # One after the other: where one cannot be bound, those before it are closed below.
-            listeners.extend(network.listen(url, REQUEST_LIMITS) for url in self._config.bind)
-            listeners.extend(private.listen(url, REQUEST_LIMITS) for url in outputs.endpoints)
+            limits = replace(REQUEST_LIMITS, silent_seconds=self._patience.silent)
+            listeners.extend(network.listen(url, limits) for url in self._config.bind)
+            listeners.extend(private.listen(url, limits) for url in outputs.endpoints)
             await self._run_on(listeners, keys, outputs)
         finally:
             if end_with is not None:
@@ -124,11 +143,14 @@ class _Server:
             send_bytes=config.send_bytes,
             queue_requests=config.queue_requests,
             lending=lending,
+            patience=self._patience,
         )
         if keys is not None:
             service.may_read = keys.clients.may_read
         service.trusted = listeners[len(config.bind) :]
         receiving = [asyncio.create_task(service.serve(listener)) for listener in listeners]
+        for task, listener in zip(receiving, listeners, strict=True):
+            task.add_done_callback(partial(self._heard_all, listener.url))
         preparation = Preparation(service.say_progress, self._observer.indexing)
         streams = Reloading(service, preparation, config, self._reread)
         streams.on_change = outputs.streams_change
@@ -174,6 +196,13 @@ class _Server:
     def _host_is_gone(self, end_with: int) -> None:
         asyncio.get_running_loop().remove_reader(end_with)  # a pipe that has ended stays readable
         self._told_to_stop()
+
+    def _heard_all(self, url: str, task: asyncio.Task[None]) -> None:
+        """Stop where a listener has ended by an exception: whoever asks there would wait for ever."""
+        if not task.cancelled() and (failure := task.exception()) is not None and self.failure is None:
+            failure.add_note(f"The listener on {url} failed, and the server ends with it; this is a defect.")
+            self.failure = failure
+            self._told_to_stop()
 
     def _told_to_stop(self) -> None:
         self._on_stop()

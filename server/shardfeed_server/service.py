@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardfeed_server.answering import Answering, Request
 from shardfeed_server.clients import Clients
-from shardfeed_server.conduct import SENSELESS_COST, Conduct, cost_of
+from shardfeed_server.conduct import SENSELESS_COST, USUAL_PATIENCE, Conduct, Patience, cost_of
 from shardfeed_server.events import logger
 from shardfeed_server.figures import Figures, Standing
 from shardfeed_server.lending import Lending
@@ -47,7 +47,9 @@ from webdataset.manifest import Manifest
 
 __all__ = ["REQUEST_LIMITS", "ServedStream", "Service"]
 
-REQUEST_LIMITS = Limits(frame_bytes=1 << 20, frames=64, messages=256, message_bytes=4 << 20)
+REQUEST_LIMITS = Limits(
+    frame_bytes=1 << 20, frames=64, messages=256, message_bytes=4 << 20, silent_seconds=USUAL_PATIENCE.silent
+)
 """Requests are small; what is larger is none."""
 
 _MESSAGES_AT_ONCE = 32
@@ -84,6 +86,7 @@ class Service:
         send_bytes: int,
         queue_requests: int,
         lending: Lending | None,
+        patience: Patience,
     ) -> None:
         """Serve nothing yet; until `open` clients hear ``indexing`` and `progress`."""
         self.name, self.nonce = name, secrets.token_hex(8)
@@ -102,6 +105,7 @@ class Service:
             queue_requests=queue_requests,
             lending=lending,
             figures=self._figures,
+            patience=patience.unread,
             refuse=lambda request, refused: self._reply(request.listener, request.peer, request.single, refused),
             settled=self._conduct.settled,
         )
@@ -145,7 +149,11 @@ class Service:
         return standing, self._figures.snapshot(now)
 
     async def serve(self, listener: Listener) -> None:
-        """Take messages from a listener until it is closed."""
+        """Take messages from a listener until it is closed.
+
+        A message at which the front fails costs its sender what a senseless one does, and nobody else anything; where
+        the listener itself fails, that is raised.
+        """
         received = 0
         with contextlib.suppress(ClosedChannelError):
             while True:
@@ -156,7 +164,10 @@ class Service:
                     if not self._conduct.spend(peer, SENSELESS_COST, time.monotonic()):
                         listener.drop(peer, "it sent what is no message of the protocol")
                     continue  # silence tells a stranger nothing
-                self._received(listener, peer, len(chunks) == 1, message, tensors)
+                try:
+                    self._received(listener, peer, len(chunks) == 1, message, tensors)
+                except Exception as error:
+                    self._failed(listener, peer, error)
                 received += 1
                 if not received % _MESSAGES_AT_ONCE:
                     await asyncio.sleep(0)  # messages that keep coming must not keep answers from going
@@ -172,6 +183,13 @@ class Service:
         """Stop at once what is still under way."""
         await self._answering.close()
         await self._replies.close()
+
+    def _failed(self, listener: Listener, peer: bytes, error: Exception) -> None:
+        """Log what went wrong at a message that made sense."""
+        if self._conduct.spend(peer, SENSELESS_COST, time.monotonic()):
+            log.error("the front failed at a message; this is a defect", exc_info=error)
+        else:  # nor does it fill the log
+            listener.drop(peer, "the front fails at what it sends")
 
     # Requests
 

@@ -97,6 +97,51 @@ def test_a_server_with_log_json_says_everything_as_events_and_none_a_batch(tmp_p
     assert events[0]["endpoints"] == [f"ipc://{tmp_path}/feed"]
 
 
+@pytest.mark.timeout(120)
+def test_an_output_of_a_server_with_log_json_says_everything_as_events_too(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [(f"{n:03d}", {"cls": b"%d" % n}) for n in range(SAMPLES)], 1)
+    where = ["--bind", f"ipc://{tmp_path}/feed", "--http", "off", "--workers", "1"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [
+                *COMMAND,
+                "serve",
+                str(shards[0]),
+                "--fields",
+                "cls",
+                "--log-json",
+                "--push",
+                "zpub://127.0.0.1:0",
+                *where,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+        )
+    try:
+        wait_until(lambda: "batches sent" in log.read_text(), 80, what="the output's first epoch")
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+        printed, _ = process.communicate()
+    assert printed == b""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [event["event"] for event in events if event["logger"] == "shardfeed.push"]
+    assert said[0].startswith("pushing default to zpub://127.0.0.1:")
+    assert said[1].startswith("epoch 0: ")
+
+
+def test_what_ends_a_push_with_log_json_is_an_event_too() -> None:
+    done = run("push", "tcp://127.0.0.1:1", "zpub://127.0.0.1:0", "--timeout", "0.5", "--log-json")
+    assert (done.returncode, done.stdout) == (1, "")
+    event = json.loads(done.stderr)
+    assert (event["level"], event["logger"]) == ("error", "shardfeed.push")
+    assert "tcp://127.0.0.1:1" in event["event"]
+
+
 def test_the_error_that_ends_a_server_is_an_event_too(tmp_path: Path) -> None:
     done = run("serve", tmp_path / "absent.tar", "--fields", "cls", "--log-json", "--http", "off")
     assert done.returncode == 1

@@ -24,9 +24,13 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + byt
 READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
 
 
-def connect(port: int) -> socket.socket:
-    """A connection past ZeroMQ's handshake, as a DEALER."""
-    peer = socket.create_connection(("127.0.0.1", port), 20)
+def connect(port: int, buffer: int | None = None) -> socket.socket:
+    """A connection past ZeroMQ's handshake, as a DEALER; ``buffer`` bounds what its kernel takes unread."""
+    peer = socket.socket()
+    if buffer is not None:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    peer.settimeout(20)
+    peer.connect(("127.0.0.1", port))
     peer.sendall(GREETING + b"\x04" + bytes([len(READY)]) + READY)
     received = b""
     while len(received) < len(GREETING) + 2 or len(received) < len(GREETING) + 2 + received[len(GREETING) + 1]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,9 +14,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from shardfeed_wire.crowd import most_connections
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, EndpointError
 from shardfeed_wire.transport import Limits, Network
+from tests.system.loaders import wait_until
 from tests.wire.conformance import CHECKS, Check, run
 from tests.wire.conformance_arena import DEADLINE, soon
 
@@ -158,6 +162,67 @@ def test_a_socket_that_a_killed_server_left_is_taken_over_and_a_living_one_is_no
             await listener.close()
 
     in_network(act)
+
+
+def test_a_unix_socket_is_closed_to_other_users_even_where_the_umask_is_0(folder: Path) -> None:
+    async def act(network: Network) -> None:
+        listener = network.listen(f"ipc://{folder}/feed", LIMITS)
+        try:
+            assert (folder / "feed").stat().st_mode & 0o777 == 0o770
+            assert os.umask(0) == 0, "the umask is as it was"
+        finally:
+            await listener.close()
+
+    before = os.umask(0)
+    try:
+        in_network(act)
+    finally:
+        os.umask(before)
+
+
+def test_connections_that_say_nothing_are_bounded_over_all_listeners_together() -> None:
+    async def act(network: Network) -> None:
+        listeners = [network.listen("tcp://127.0.0.1:0", LIMITS) for _ in range(2)]
+        silent: list[socket.socket] = []
+        channel = None
+        try:
+            for listener in listeners:
+                port = int(listener.url.rpartition(":")[2])
+                silent.extend(socket.create_connection(("127.0.0.1", port), DEADLINE) for _ in range(60))
+            most = most_connections()
+            assert most < 100
+            await soon(asyncio.to_thread(wait_until, lambda: sum(map(is_open, silent)) <= most))
+            for listener in listeners:  # each has room for who says something
+                channel = await soon(network.connect(listener.url, LIMITS))
+                await soon(channel.send([b"hello"]))
+                assert bytes((await soon(listener.receive()))[1][0]) == b"hello"
+                channel.close()
+            assert sum(map(is_open, silent)) > most - 10, "no more of them had to go"
+        finally:
+            for each in silent:
+                each.close()
+            for listener in listeners:
+                await listener.close()
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, limit[1]))
+    try:
+        in_network(act)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def is_open(peer: socket.socket) -> bool:
+    """Read what there is, and say whether the other side has not hung up."""
+    peer.setblocking(False)
+    try:
+        while peer.recv(1000):
+            pass
+        return False
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_a_file_that_is_no_socket_is_never_removed(folder: Path) -> None:

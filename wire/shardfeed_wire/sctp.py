@@ -20,6 +20,7 @@ from itertools import count
 from typing import Any
 
 from shardfeed_wire.complaints import Complaints
+from shardfeed_wire.crowd import Share
 from shardfeed_wire.endpoint import Endpoint, parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
 from shardfeed_wire.sctp_association import FRAGMENT_BYTES, Association
@@ -31,6 +32,7 @@ __all__ = ["SCTP"]
 _BACKLOG = 1_024
 _GREETING_SECONDS = 20.0
 _NO_DESCRIPTORS_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
 
 
 class _Channel(Channel):
@@ -99,8 +101,11 @@ class _Listener(Listener):
         self._identities = identities
         self._messages: deque[tuple[bytes, list[Any]]] = deque()
         self._changed = asyncio.Event()
+        self._silent: dict[bytes, Association] = {}
+        self._share = Share(self._cut_silent)
         self._complaints = Complaints()
         self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
         self._accept_on()
 
     def _accept_on(self) -> None:
@@ -121,6 +126,8 @@ class _Listener(Listener):
         name = f"client {address[0]}:{address[1]}"
 
         def received(message: list[Any]) -> None:
+            if self._silent.pop(identity, None) is not None:
+                self._count()
             self._messages.append((identity, message))
             self._changed.set()
 
@@ -128,13 +135,37 @@ class _Listener(Listener):
             association = self._peers.get(identity)
             if association is not None and association.ended is not None:
                 del self._peers[identity]
+                self._silent.pop(identity, None)
+                self._count()
                 if " sent " in association.ended or not association.has_greeted:
                     self._complaints.say("ended", association.ended)
 
         association = Association(connected, name, self._limits, self._scratch, received, changed)
         if association.ended is None:
-            self._peers[identity] = association
+            self._peers[identity] = self._silent[identity] = association
             self._loop.call_later(_GREETING_SECONDS, _end_stranger, association)
+            self._count()
+            if self._share.make_room():
+                self._complaints.say(
+                    "many",
+                    f"{self.url}: {len(self._peers):,} clients, and with those of other listeners as many as fit the "
+                    "descriptors that this process may have (`ulimit -n`); cut off one that has said nothing",
+                )
+
+    def _count(self) -> None:
+        self._share.connections, self._share.silent = len(self._peers), len(self._silent)
+
+    def _cut_silent(self) -> None:
+        for association in self._silent.values():
+            association.end("it has said nothing, and others want to")
+            return
+
+    def _look(self) -> None:
+        """Cut off who has let us wait for too long."""
+        for peer, association in list(self._peers.items()):
+            if why := association.overdue():
+                self.drop(peer, why)
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
 
     async def receive(self) -> tuple[bytes, list[Any]]:
         while True:
@@ -167,6 +198,8 @@ class _Listener(Listener):
         if self._closed:
             return
         self._closed = True
+        self._timer.cancel()
+        self._share.close()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._messages.clear()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, MessageError
-from shardfeed_wire.sctp_fragments import ABANDON, GREETING, HEADER, Cutter, Inbox
+from shardfeed_wire.sctp_fragments import ABANDON, GREETING, HEADER, LEFT_OUT, Cutter, Inbox
 from shardfeed_wire.sctp_sockets import (
     ANCILLARY_BYTES,
     MSG_NOTIFICATION,
@@ -74,6 +74,8 @@ class Association:
         self._received, self._changed = received, changed
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(limits, STREAMS)
+        self._since, self._begun = self._loop.time(), dict[int, float]()
+        self.has_spoken = False
         self._part = bytearray()
         self._unread = 0
         self._reading = self._writing = self._discarding = False
@@ -170,6 +172,7 @@ class Association:
         """Note that one of the messages received was read; more may come."""
         self._unread -= 1
         if not self._reading and self.ended is None:
+            self._begun = dict.fromkeys(self._begun, self._loop.time())  # the pause was ours
             self._read_on()
 
     def _read_on(self) -> None:
@@ -214,11 +217,16 @@ class Association:
             return
         try:
             for message in self._inbox.add(stream, part):
+                self.has_spoken = True
+                self._begun.pop(LEFT_OUT, None)  # what is left out now is another
                 if not self._discarding:
                     self._unread += 1
                     self._received(message)
         except MessageError as error:
             self.end(str(error))
+        if self._limits.silent_seconds is not None:
+            now = self._loop.time()
+            self._begun = {place: self._begun.get(place, now) for place in self._inbox.awaited}
         if self._unread >= self._limits.messages and not self._discarding:
             self._pause()
 
@@ -234,6 +242,15 @@ class Association:
             self.end(why)
         elif change := path_change(notification):
             log.warning("%s: its address %s %s", self.name, *change)
+
+    def overdue(self) -> str | None:
+        """Say what the peer has let us wait for too long, by the limits; None where it is nothing."""
+        if self._limits.silent_seconds is None or not self._reading:
+            return None
+        before = self._loop.time() - self._limits.silent_seconds
+        if not self.has_spoken and self._since < before:
+            return "it said nothing"
+        return "it sent half a message" if min(self._begun.values(), default=before) < before else None
 
     # The end
 

@@ -19,7 +19,7 @@ from typing import Any
 from shardfeed_wire.errors import MessageError
 from shardfeed_wire.transport import Limits
 
-__all__ = ["ABANDON", "FIRST", "GREETING", "HEADER", "LAST", "Cutter", "Inbox"]
+__all__ = ["ABANDON", "FIRST", "GREETING", "HEADER", "LAST", "LEFT_OUT", "Cutter", "Inbox"]
 
 HEADER = Struct("<B3xII")
 """Flags; the message's number, where it is the last fragment; chunks in the message, where it is the first."""
@@ -29,6 +29,9 @@ FIRST, LAST, ABANDON = 1, 2, 4
 
 GREETING = b"shardfeed sctp 1"
 """The first message of each side, on stream 0: it speaks this framing."""
+
+LEFT_OUT = -1
+"""No stream: a message that comes before others that are here."""
 
 _SIZE = Struct("<Q")
 _OVERHEAD = 256
@@ -155,6 +158,11 @@ class Inbox:
     def partial_bytes(self) -> int:
         """Bytes of messages that have begun and not ended."""
         return sum(partial.bytes for partial in self._partial.values())
+
+    @property
+    def awaited(self) -> set[int]:
+        """Streams whose message has begun and not ended; ``LEFT_OUT`` where one that comes before others is missing."""
+        return self._partial.keys() | ({LEFT_OUT} if self._held else set())
 
     def add(self, stream: int, fragment: memoryview) -> Iterator[list[Any]]:
         """Take one whole fragment; yield the messages that are complete by it, in order.

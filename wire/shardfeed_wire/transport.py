@@ -28,13 +28,16 @@ class Limits:
 
     ``frame_bytes``: bytes of one frame; ``frames``: frames of one message; ``messages``: messages
     that wait unread for each peer; ``message_bytes``, for listeners: about how much a peer may send
-    without a whole message arriving, None for no bound of its own. What exceeds them ends the channel.
+    without a whole message arriving, None for no bound of its own; ``silent_seconds``, for listeners:
+    about how long a peer may take for its first message, and for any message from its first bytes to
+    its last, None for ever. What exceeds them ends the channel.
     """
 
     frame_bytes: int
     frames: int = 4_096
     messages: int = 64
     message_bytes: int | None = None
+    silent_seconds: float | None = None
 
 
 class Channel(abc.ABC):

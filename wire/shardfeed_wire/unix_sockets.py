@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove_stale_socket"]
+__all__ = ["closed_to_others", "remove_stale_socket"]
+
+
+@contextlib.contextmanager
+def closed_to_others() -> Iterator[None]:
+    """Keep users outside the group from opening a Unix socket bound meanwhile, even where the umask is 0."""
+    before = os.umask(0o777)
+    os.umask(before | stat.S_IRWXO)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def remove_stale_socket(path: Path) -> None:

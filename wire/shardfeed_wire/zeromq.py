@@ -23,7 +23,7 @@ from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
 from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
-from shardfeed_wire.unix_sockets import remove_stale_socket
+from shardfeed_wire.unix_sockets import closed_to_others, remove_stale_socket
 from shardfeed_wire.zap import Doorkeeper
 from shardfeed_wire.zeromq_ends import ENDS, why_no_handshake
 from shardfeed_wire.zeromq_guard import Guard
@@ -277,12 +277,13 @@ class _Listener(Listener):
             self._socket.raw.curve_server = True
             self._socket.raw.curve_publickey, self._socket.raw.curve_secretkey = keys.public, keys.secret
         self._closed = False
-        self._guard = Guard(self._socket.raw, message_bytes=limits.message_bytes, clients=clients)
+        self._guard = Guard(self._socket.raw, limits, clients=clients)
         endpoint = parse_endpoint(url)
         try:
             if endpoint.path:
                 remove_stale_socket(Path(endpoint.path))
-            self._socket.raw.bind(f"{url[: -len(':0')]}:*" if endpoint.port == 0 and not endpoint.path else url)
+            with closed_to_others():
+                self._socket.raw.bind(f"{url[: -len(':0')]}:*" if endpoint.port == 0 and not endpoint.path else url)
         except (zmq.ZMQError, OSError) as error:
             self._guard.close()
             self._socket.close()
@@ -298,7 +299,7 @@ class _Listener(Listener):
             except zmq.ZMQError as error:
                 raise ClosedChannelError(f"the listener on {self.url} was closed") from error
             peer = frames[0].bytes
-            if not self._guard.arrived(peer, frames[0]):
+            if not self._guard.arrived(peer, frames[1:] or frames):
                 continue
             if 2 <= len(frames) <= self._limits.frames:
                 return peer, [frame.buffer for frame in frames[1:]]

@@ -13,12 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -26,18 +25,18 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from shardfeed_wire.complaints import Complaints
+from shardfeed_wire.crowd import Share
 from shardfeed_wire.curve import ClientFolder
+from shardfeed_wire.transport import Limits
 
 __all__ = ["Guard"]
 
 _POLL_SECONDS = 0.05
 _POLLED_AT_ONCE = 512
-_SILENT_SECONDS = 30.0
-"""A peer that has sent no message by then is no client of ours."""
+_HEARTBEAT_BYTES, _HEARTBEAT_RATE = 1_000, 100.0
+"""Bytes, and bytes a second, that are no part of a message: ZeroMQ's heartbeats, which CURVE makes larger."""
 
 _MOST_PEERS = 65_536
-_KEPT_DESCRIPTORS = 256
-"""Of those the process may have: for workers, shards and what else is no connection."""
 
 _CLIENTS_SECONDS = 1.0
 _REMOVED = "its key was taken out of the folder of clients"
@@ -48,6 +47,9 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+
+_FRAME_BYTES, _CURVE_FRAME_BYTES = 9, 42
+"""What ZMTP (RFC 23) and CURVE (RFC 26) add to a frame at most: in short ones it may be 7 less."""
 
 _SO_COOKIE = 57
 _BYTES_RECEIVED = 128
@@ -69,33 +71,41 @@ class _Connection:
     address: str
     since: float
     peer: bytes | None = None
-    taken: bool = False
-    """Whether a whole message came since the last look."""
+    taken: int = 0
+    """The bytes of whole messages that came since the last look."""
     received: int = 0
-    """The bytes that had come when one last had."""
+    """The bytes that had come when one last had, without those of a message that had begun by then."""
+    whole: float = 0.0
+    """When that was."""
+    begun: float | None = None
+    """Since when more has come than heartbeats; None while it has not."""
     suspected: bool = False
 
 
 class Guard:
     """The connections of one listening ROUTER, known by its socket monitor.
 
-    ``message_bytes`` bounds what a TCP peer may send without a whole message arriving; None for no bound.
-    ``clients``, where given, are those that are let in: who is none of them any more has to go.
+    Of ``limits`` it holds peers to those that no ROUTER knows: how long one may say nothing, and over TCP how
+    much it may send, and for how long, without a whole message arriving. ``clients``, where given, are those that are
+    let in: who is none of them any more has to go.
     """
 
     def __init__(
         self,
         router: zmq.Socket[bytes],
+        limits: Limits,
         *,
-        message_bytes: int | None,
         clients: ClientFolder | None = None,
     ) -> None:
         """Begin to watch, in the running event loop; before the socket is bound, so that nobody is missed."""
         self.url = ""
-        self._router, self._message_bytes, self._clients = router, message_bytes, clients
+        self._router, self._limits, self._clients = router, limits, clients
+        # Half, for what has come whole and waits to be looked at is taken for a message that has begun, too.
+        self._most_carried = (limits.message_bytes or 2 * limits.frame_bytes) // 2
         self._loop = asyncio.get_running_loop()
         self._by_descriptor: dict[int, _Connection] = {}
         self._silent: OrderedDict[int, _Connection] = OrderedDict()
+        self._share = Share(self._cut_silent)
         self._peers: OrderedDict[bytes, tuple[_Connection | None, str | None]] = OrderedDict()
         self._failure = ""
         self._complaints = Complaints()
@@ -116,6 +126,7 @@ class Guard:
 
     def close(self) -> None:
         """Watch no more; to be called before the socket is closed."""
+        self._share.close()
         self._timer.cancel()
         self._loop.remove_reader(self._descriptor)
         self._router.disable_monitor()
@@ -123,26 +134,28 @@ class Guard:
 
     # Peers
 
-    def arrived(self, peer: bytes, frame: zmq.Frame) -> bool:
-        """Note a peer's whole message, of which ``frame`` is one; say whether the peer may go on."""
+    def arrived(self, peer: bytes, frames: Sequence[zmq.Frame]) -> bool:
+        """Note a peer's whole message, of one frame or more; say whether the peer may go on."""
         known = self._peers.get(peer)
         if known is None:
             self._events()
-            connection = self._connection_of(frame)
+            connection = self._connection_of(frames[0])
             if not peer.startswith(b"\0"):
                 # It chose its name itself, and might choose that of a peer whose answers are still to come.
                 self._complaints.say("named", f"{self.url}: cut off a peer that sets its own ZeroMQ identity")
                 self._cut(connection)
                 return False
-            known = self._peers[peer] = (connection, _property(frame, "User-Id"))
+            known = self._peers[peer] = (connection, _property(frames[0], "User-Id"))
             if len(self._peers) > _MOST_PEERS:
                 self._peers.popitem(last=False)
             if connection is not None:
                 connection.peer = peer
                 self._silent.pop(connection.descriptor, None)
+                self._count()
         connection, user = known
         if connection is not None:
-            connection.taken = True
+            more = _FRAME_BYTES if self._clients is None else _CURVE_FRAME_BYTES
+            connection.taken += sum(len(frame) + more for frame in frames)
         if self._clients is not None and user not in self._clients.clients():
             self.drop(peer, _REMOVED)
             return False
@@ -197,19 +210,19 @@ class Guard:
         connection = _Connection(descriptor, *facts, time.monotonic())
         self._disconnected(descriptor)  # where its end was not told
         self._by_descriptor[descriptor] = self._silent[descriptor] = connection
-        if len(self._by_descriptor) > _most_connections():
-            victim = next(iter(self._silent.values()))
+        self._count()
+        if self._share.make_room():
             self._complaints.say(
                 "many",
-                f"{self.url}: {len(self._by_descriptor) - 1:,} connections, as many as fit the descriptors that this "
-                "process may have (`ulimit -n`); cut off one that has said nothing",
+                f"{self.url}: {len(self._by_descriptor) - 1:,} connections, and with those of other listeners as many "
+                "as fit the descriptors that this process may have (`ulimit -n`); cut off one that has said nothing",
             )
-            self._cut(victim)
 
     def _disconnected(self, descriptor: int) -> None:
         connection = self._by_descriptor.pop(descriptor, None)
         if connection is not None:
             self._silent.pop(descriptor, None)
+            self._count()
             if (known := self._peers.get(connection.peer or b"")) is not None and connection.peer is not None:
                 # Messages of its may still wait, and its descriptor may be another's by then: it is remembered as gone.
                 self._peers[connection.peer] = (None, known[1])
@@ -219,11 +232,18 @@ class Guard:
             address = connection.address if connection is not None else "a client"
             self._complaints.say(failure, f"{self.url}: refused {address}: {failure}")
 
+    def _count(self) -> None:
+        self._share.connections, self._share.silent = len(self._by_descriptor), len(self._silent)
+
+    def _cut_silent(self) -> None:
+        self._cut(next(iter(self._silent.values()), None))
+
     def _cut(self, connection: _Connection | None) -> None:
         """Shut a connection down, if the descriptor is still its own; the monitor then says that it ended."""
         if connection is None:
             return
         self._silent.pop(connection.descriptor, None)
+        self._count()
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.descriptor)) as ours:
             if ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) == connection.cookie:
                 # So that ZeroMQ's close resets it: after a plain end the peer might wait for room to send for ever.
@@ -233,17 +253,16 @@ class Guard:
     def _look(self) -> None:
         """Look after some connections: who brings too much, and who says nothing."""
         self._events()
-        suspected = False
-        if self._message_bytes is not None:
+        now, suspected, patience = time.monotonic(), False, self._limits.silent_seconds
+        if self._limits.message_bytes is not None or patience is not None:
             if self._next_looked >= len(self._by_descriptor):
                 self._next_looked = 0
             looked_at = islice(self._by_descriptor.values(), self._next_looked, self._next_looked + _POLLED_AT_ONCE)
             self._next_looked += _POLLED_AT_ONCE
             for connection in list(looked_at):
-                suspected |= self._weigh(connection, self._message_bytes)
-        now = time.monotonic()
-        while self._silent and now - next(iter(self._silent.values())).since > _SILENT_SECONDS:
-            self._cut(next(iter(self._silent.values())))
+                suspected |= self._weigh(connection, now)
+        while patience is not None and self._silent and now - next(iter(self._silent.values())).since > patience:
+            self._cut_silent()
         if self._clients is not None and now - self._asked_clients >= _CLIENTS_SECONDS:
             self._asked_clients = now
             allowed = self._clients.clients()
@@ -251,28 +270,42 @@ class Guard:
                 self.drop(peer, _REMOVED)
         self._timer = self._loop.call_later(_POLL_SECONDS / 4 if suspected else _POLL_SECONDS, self._look)
 
-    def _weigh(self, connection: _Connection, most: int) -> bool:
+    def _weigh(self, connection: _Connection, now: float) -> bool:
         """Cut a connection off that brings bytes and no message; say whether it is under suspicion."""
         received = _bytes_received(connection.descriptor)
         if received is None:
             return False
+        size = max(0, received - connection.received - connection.taken)
         if connection.taken:
-            connection.taken = connection.suspected = False
-            connection.received = received
-        elif received - connection.received > most:
-            if not connection.suspected:  # its message may be here and not yet looked at
-                connection.suspected = True
-                return True
-            self._complaints.say(
-                "endless", f"{self.url}: cut off {connection.address}: {received:,} bytes without a whole message"
-            )
+            # What has come beside whole messages is the next one's, unless it is as little as heartbeats are.
+            begun = 0 if size <= _heartbeats(connection, now) else min(size, self._most_carried)
+            connection.received, connection.whole, connection.begun = received - begun, now, None
+            connection.taken, connection.suspected = 0, False
+            return False
+        wrong = self._what_is_wrong(connection, size, now)
+        if wrong and not connection.suspected:  # its message may be here and not yet looked at
+            connection.suspected = True
+            return True
+        if wrong:
+            self._complaints.say(wrong, f"{self.url}: cut off {connection.address}: {received:,} bytes {wrong}")
             self._cut(connection)
         return False
 
+    def _what_is_wrong(self, connection: _Connection, size: int, now: float) -> str | None:
+        """Say what is wrong with so many bytes since a connection's last whole message, if something is."""
+        if self._limits.message_bytes is not None and size > self._limits.message_bytes:
+            return "without a whole message"
+        if size <= _heartbeats(connection, now):
+            return None
+        if connection.begun is None:
+            connection.begun = now
+        patience = self._limits.silent_seconds
+        return "and half a message for too long" if patience is not None and now - connection.begun > patience else None
 
-def _most_connections() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(_KEPT_DESCRIPTORS // 4, (soft - _KEPT_DESCRIPTORS) // 2)
+
+def _heartbeats(connection: _Connection, now: float) -> float:
+    """Return the bytes that may have come since a connection's last whole message, and be part of none."""
+    return _HEARTBEAT_BYTES + _HEARTBEAT_RATE * (now - (connection.whole or connection.since))
 
 
 def _property(frame: zmq.Frame, name: str) -> str | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 
 import psutil
 import pytest
 
+from shardfeed_wire.crowd import most_connections
 from shardfeed_wire.errors import BrokenChannelError, EndpointError
 from shardfeed_wire.sctp_fragments import FIRST, GREETING, HEADER, LAST
 from shardfeed_wire.transport import Limits, Network
+from tests.system.loaders import wait_until
 from tests.wire.conformance_arena import DEADLINE, LIMITS, MIB, Arena, as_bytes, background, greet, run, soon
 from tests.wire.conformance_delivery import messages_arrive_whole_and_in_order_both_ways
 
@@ -141,6 +144,83 @@ def until_cut_off(other: socket.socket) -> None:
             pass
     except ConnectionResetError:
         pass
+
+
+def fragment(flags: int, number: int, body: bytes) -> bytes:
+    """A fragment of a message of one frame of 10 bytes; ``body`` is what it brings of the frame."""
+    table = (10).to_bytes(8, "little") if flags & FIRST else b""
+    return HEADER.pack(flags, number if flags & LAST else 0, 1 if flags & FIRST else 0) + table + body
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([GREETING], "it said nothing"),
+        ([GREETING, fragment(FIRST, 0, b"half")], "it said nothing"),
+        ([GREETING, fragment(FIRST | LAST, 0, b"0123456789"), fragment(FIRST, 0, b"half")], "it sent half a message"),
+        (
+            [GREETING, fragment(FIRST | LAST, 0, b"0123456789"), fragment(FIRST | LAST, 2, b"0123456789")],
+            "it sent half a message",
+        ),
+    ],
+    ids=["nothing", "half of its first message", "half of a later one", "one left out"],
+)
+def test_who_sends_half_a_message_or_nothing_is_cut_off_in_time_and_who_has_spoken_may_be_silent(
+    words: list[bytes], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def act(arena: Arena) -> None:
+        listener, channel, peer = await arena.pair(Limits(frame_bytes=MIB, silent_seconds=1.0))
+        with stranger(int(listener.url.rpartition(":")[2])) as other:
+            for word in words:
+                other.send(word)
+            while len(words) > 2 and (await soon(listener.receive()))[0] == peer:
+                pass
+            await soon(asyncio.to_thread(until_cut_off, other))
+        await soon(listener.send(peer, [b"still here"]))
+        assert as_bytes(await soon(channel.receive())) == [b"still here"]
+
+    in_arena(act)
+    assert f"is cut off: {reason}" in caplog.text
+
+
+def test_associations_that_say_nothing_do_not_use_up_the_descriptors() -> None:
+    async def act(arena: Arena) -> None:
+        listener, channel, peer = await arena.pair()
+        port = int(listener.url.rpartition(":")[2])
+        others = [stranger(port) for _ in range(80)]
+        most = most_connections()
+        assert most < 80
+
+        def still_open() -> int:
+            return sum(is_open(other) for other in others)
+
+        await soon(asyncio.to_thread(wait_until, lambda: still_open() < most))
+        await greet(await arena.connect(listener.url), listener)
+        await soon(listener.send(peer, [b"still here"]))
+        assert as_bytes(await soon(channel.receive())) == [b"still here"]
+        assert still_open() > most - 10
+        for other in others:
+            other.close()
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, limit[1]))
+    try:
+        in_arena(act)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def is_open(other: socket.socket) -> bool:
+    """Read what there is, and say whether the other side has not ended the association."""
+    other.setblocking(False)
+    try:
+        while other.recv(1000):
+            pass
+        return False
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_half_a_message_from_thousands_of_names_costs_what_was_sent_and_no_more() -> None:
