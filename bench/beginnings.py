@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from bench.data import photographs
 from bench.results import Result, main
-from bench.sides import CORES, Program, opened
+from bench.sides import CORES, NOTHING_KEPT, Program, opened
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -18,7 +18,16 @@ def measure(rounds: int = 5, *, samples: int = 2048, peers: bool = True) -> Resu
     """Time the first batch after `iter`, of a new object and of one that resumes, and the gap between epochs."""
     with ExitStack() as stack:
         server = stack.enter_context(
-            Loader.of(photographs(samples), "--resize", "224x224", "--fields", "jpg cls", "--workers", str(CORES))
+            Loader.of(
+                photographs(samples),
+                "--resize",
+                "224x224",
+                "--fields",
+                "jpg cls",
+                "--workers",
+                str(CORES),
+                *NOTHING_KEPT,
+            )
         )
         size = min(BATCH, samples // 4)
         (side,) = opened(stack, [Program("shardfeed", "begin", (server.url, size))], peers=peers)

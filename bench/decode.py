@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from bench.data import photographs
 from bench.environments import DALI, WEBDATASET
 from bench.results import Result, main
-from bench.sides import CORES, Program, alternate, opened, rows_apart
+from bench.sides import CORES, NOTHING_KEPT, Program, alternate, opened, rows_apart
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -24,7 +24,7 @@ def measure(rounds: int = 5, *, samples: int = 2048, peers: bool = True) -> Resu
     looked_at = range(0, samples, max(1, samples // 64))
     with ExitStack() as stack:
         server = stack.enter_context(
-            Loader.of(shards, "--resize", "224x224", "--fields", "jpg cls", "--workers", str(CORES))
+            Loader.of(shards, "--resize", "224x224", "--fields", "jpg cls", "--workers", str(CORES), *NOTHING_KEPT)
         )
         ours, *others = sides = opened(
             stack,

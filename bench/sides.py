@@ -24,9 +24,23 @@ from numpy.typing import NDArray
 from bench.environments import Peer, python_of
 from bench.programs.rounds import digest
 
-__all__ = ["CORES", "Program", "Side", "alternate", "median", "opened", "ratio", "rows_apart", "same_rows"]
+__all__ = [
+    "CORES",
+    "NOTHING_KEPT",
+    "Program",
+    "Side",
+    "alternate",
+    "median",
+    "opened",
+    "ratio",
+    "rows_apart",
+    "same_rows",
+]
 
 CORES = len(os.sched_getaffinity(0))
+NOTHING_KEPT = ("--answer-cache-bytes", "0")
+"""What a server is told that is measured: its sides have equal plans, and one would get what was made for another."""
+
 PROGRAMS = Path(__file__).parent / "programs"
 
 

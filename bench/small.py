@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from bench.data import texts
 from bench.environments import WEBDATASET
 from bench.results import Result, main
-from bench.sides import CORES, Program, alternate, opened, same_rows
+from bench.sides import CORES, NOTHING_KEPT, Program, alternate, opened, same_rows
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -20,7 +20,7 @@ def measure(rounds: int = 5, *, samples: int = 65_536, peers: bool = True) -> Re
     shards = texts(samples)
     size = min(BATCH, samples // CORES)
     with ExitStack() as stack:
-        server = stack.enter_context(Loader.of(shards, "--fields", "txt cls", "--workers", str(CORES)))
+        server = stack.enter_context(Loader.of(shards, "--fields", "txt cls", "--workers", str(CORES), *NOTHING_KEPT))
         sides = opened(
             stack,
             [

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from bench.data import arrays
+from bench.sides import NOTHING_KEPT
 from shardfeed import PlainDataset, PlainSender, RemoteDataset
 from tests.system.loaders import Loader
 
@@ -63,7 +64,7 @@ def _rate(batches: Iterable[Any]) -> float:
 
 def main() -> None:
     shards, _ = arrays(SAMPLES)
-    with Loader.of(shards, "--fields", "npy cls") as server:
+    with Loader.of(shards, "--fields", "npy cls", *NOTHING_KEPT) as server:
         ways: dict[str, Callable[[], float]] = {
             "tcp:// multipart": lambda: _remote(server.url, "multipart"),
             "tcp:// single": lambda: _remote(server.url, "single"),

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from bench.data import arrays
 from bench.results import Result, main
-from bench.sides import Program, alternate, opened
+from bench.sides import NOTHING_KEPT, Program, alternate, opened
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -19,7 +19,7 @@ def measure(rounds: int = 5, *, samples: int = 8192, peers: bool = True) -> Resu
     shards, file = arrays(samples)
     size = min(BATCH, samples)
     with ExitStack() as stack:
-        server = stack.enter_context(Loader.of(shards, "--fields", "npy cls"))
+        server = stack.enter_context(Loader.of(shards, "--fields", "npy cls", *NOTHING_KEPT))
         sides = opened(
             stack,
             [Program("shardfeed", "ours", (server.url, size, "tcp")), Program("raw pyzmq", "raw_zmq", (file, size))],

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from bench.data import arrays
 from bench.environments import ARROW, TENSORCOM
 from bench.results import Result, main
-from bench.sides import Program, alternate, opened, same_rows
+from bench.sides import NOTHING_KEPT, Program, alternate, opened, same_rows
 from tests.system.loaders import Loader
 
 __all__ = ["measure"]
@@ -20,7 +20,7 @@ def measure(rounds: int = 5, *, samples: int = 8192, peers: bool = True) -> Resu
     shards, file = arrays(samples)
     size = min(BATCH, samples)
     with ExitStack() as stack:
-        server = stack.enter_context(Loader.of(shards, "--fields", "npy cls"))
+        server = stack.enter_context(Loader.of(shards, "--fields", "npy cls", *NOTHING_KEPT))
         ours, *others = sides = opened(
             stack,
             [

@@ -27,7 +27,15 @@ def main() -> None:
             socket.connect(url)
             socket.send_multipart(pack(Hello(version=PROTOCOL_VERSION, job=f"stuck-{number}"), []))
             for request in range(1, REQUESTS + 1):
-                get = Get(request=request, stream=stream.name, data=stream.data, recipe=stream.recipe, seed=0, epoch=0)
+                # Each with a seed of its own: equal requests would share one answer, and take less memory.
+                get = Get(
+                    request=request,
+                    stream=stream.name,
+                    data=stream.data,
+                    recipe=stream.recipe,
+                    seed=number,
+                    epoch=request,
+                )
                 socket.send_multipart(pack(get, rows))
             sockets.append(socket)
         print(json.dumps({"ready": True}), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -39,6 +40,7 @@ def bench(
         endpoints,
         stream=stream or only_stream(endpoints, timeout, curve),
         batch_size=batch_size,
+        seed=secrets.randbits(63),  # a trainer's own would share in what servers decode for that one
         rank=0,
         world_size=1,
         on_error="mask",

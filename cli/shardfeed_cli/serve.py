@@ -64,6 +64,9 @@ def serve(
     shared_bytes: Annotated[
         int | None, typer.Option(help="Bound on memory lent to clients on this machine in bytes; 0 for none.")
     ] = None,
+    answer_cache_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of finished answers kept for equal requests; 0 for none.")
+    ] = None,
     queue_requests: Annotated[int | None, typer.Option(help="Bound on waiting requests.")] = None,
     sample_timeout: Annotated[
         float | None, typer.Option(help="Seconds at one sample after which a worker is replaced.")
@@ -124,6 +127,7 @@ def serve(
         "code_dir": code_dir,
         "send_bytes": send_bytes,
         "shared_bytes": shared_bytes,
+        "answer_cache_bytes": answer_cache_bytes,
         "queue_requests": queue_requests,
         "sample_timeout": sample_timeout,
         "cache_bytes": cache_bytes,

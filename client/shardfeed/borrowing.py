@@ -74,6 +74,8 @@ class Borrowing:
         self._out: dict[int, mmap.mmap] = {}
         self._unsaid: deque[int] = deque()
         self._closed = False
+        self.lent: Lent | None = None
+        """What the server said of the answer that was returned last."""
         self.maps = True
         """Whether this process could map all that was lent so far."""
         _all.add(self)
@@ -122,6 +124,7 @@ class Borrowing:
                 self._slots.pop(slot, None)  # unmapped when the last view of it goes
                 return None
             case Lent(slot=slot, start=start, end=end, size=size):
+                self.lent = said
                 if size:
                     self._map(slot, size, descriptors)
                 memory = self._slots.get(slot)

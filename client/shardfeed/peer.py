@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from msgspec import structs
 from numpy.typing import NDArray
 
 from shardfeed.borrowing import Borrowing, borrow
@@ -20,7 +21,17 @@ from shardfeed_wire.errors import (
     ShardfeedError,
     VersionMismatchError,
 )
-from shardfeed_wire.messages import PROTOCOL_VERSION, Hello, Message, Refused, Welcome, pack, unpack
+from shardfeed_wire.messages import (
+    PROTOCOL_VERSION,
+    Batch,
+    Hello,
+    Message,
+    Refused,
+    Seconds,
+    Welcome,
+    pack,
+    unpack,
+)
 from shardfeed_wire.tenbin import encode_chunks
 from shardfeed_wire.transport import Channel, Limits, Network
 
@@ -181,6 +192,9 @@ class Peer:
         try:
             while (lent := await borrowing.receive()) is not None:
                 message, tensors = unpack([lent])
+                said = borrowing.lent
+                if isinstance(message, Batch) and said is not None and said.request is not None:
+                    message = structs.replace(message, request=said.request, seconds=said.seconds or Seconds())
                 self._handler.received(self, message, tensors)
                 del lent, message, tensors
         except BrokenChannelError as error:  # what may be lost is asked for anew where the connection ends

@@ -10,11 +10,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from shardfeed_server.answered import Answered
 from shardfeed_server.events import logger
 from shardfeed_server.fair_queue import FairQueue
 from shardfeed_server.figures import Figures
 from shardfeed_server.lending import Lending
-from shardfeed_server.worker_process import Answered, WorkFailedError
+from shardfeed_server.shared_answers import SharedAnswers
+from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError
 from shardfeed_wire.messages import Get, Refused
@@ -57,6 +59,7 @@ class Answering:
         *,
         send_bytes: int,
         queue_requests: int,
+        answer_cache_bytes: int,
         lending: Lending | None,
         figures: Figures,
         patience: float,
@@ -75,6 +78,7 @@ class Answering:
             items_per_job=min(_ITEMS_PER_JOB, queue_requests),
             items=queue_requests,
         )
+        self._shared = SharedAnswers(answer_cache_bytes, lambda: send_bytes - self._queue.unsent)
         self._row_bytes: dict[str, float] = {}
         self._cancelled: set[tuple[bytes, int]] = set()
         self._underway: Counter[tuple[bytes, int]] = Counter()
@@ -93,10 +97,16 @@ class Answering:
         """Bytes of answers that are being made or sent."""
         return self._queue.unsent
 
+    @property
+    def kept(self) -> int:
+        """Bytes of answers that are kept for requests equal to those that they were made for."""
+        return self._shared.kept_bytes
+
     def hand_to(self, workers: Workers) -> None:
         """Hand requests out as these workers, which must be started, have room; to others what is theirs."""
         if self._dispatching is not None:
             self._dispatching.cancel()
+        self._shared.clear()  # what is kept is of the workers before
         self._dispatching = self._start(self._dispatch(workers))
 
     def take(self, job: str, request: Request) -> bool:
@@ -105,6 +115,7 @@ class Answering:
         if not self._queue.push(job, request, size):
             return False
         request.workers.entrusted += 1
+        self._hand_out_shared()
         self._pushed.set()
         return True
 
@@ -158,14 +169,23 @@ class Answering:
             if popped is None:
                 await self._move()
                 continue
-            job, request, size = popped
-            if request.listener.gone(request.peer):
-                self._queue.settle(job, size)
-                self._over(request)
-                continue
-            self._underway[request.peer, request.get.request] += 1
-            self._start(self._answer(job, request, size))
+            self._begin(*popped)
             await asyncio.sleep(0)  # the worker is taken before room is looked for again
+            self._hand_out_shared()
+
+    def _hand_out_shared(self) -> None:
+        """Let requests that share in an answer have it: no worker needs to have room for them."""
+        while (popped := self._queue.pop(self._shared.has)) is not None:
+            self._begin(*popped)
+
+    def _begin(self, job: str, request: Request, size: int) -> None:
+        if request.listener.gone(request.peer):
+            self._queue.settle(job, size)
+            self._over(request)
+            return
+        self._underway[request.peer, request.get.request] += 1
+        self._start(self._answer(job, request, size))
+        self._shared.shrink()
 
     async def _move(self) -> None:
         """Wait for a reason to look at the queue again; while a job starves, cut off who has not read for longest."""
@@ -186,10 +206,11 @@ class Answering:
     async def _answer(self, job: str, request: Request, size: int) -> None:
         """Have one request answered, send the answer, and settle its account."""
         try:
-            answered = await request.workers.answer(request.get, request.block, request.index, since=request.since)
+            answered = await self._shared.answer(request)
             # What it holds until it is sent is the slot that it lies in.
             self._queue.correct(job, size, answered.slot.size)
             size = answered.slot.size
+            self._shared.shrink()
             self._learn(request.get.stream, answered.size / request.rows)
             if (request.peer, request.get.request) in self._cancelled:
                 answered.release()
@@ -203,6 +224,7 @@ class Answering:
                 rows=request.rows,
                 size=answered.size,
                 work=answered.work,
+                shared=answered.own is not None,
                 sending=now - began,
                 now=now,
             )
@@ -220,6 +242,7 @@ class Answering:
                 del self._underway[mine]
                 self._cancelled.discard(mine)
             self._over(request)
+            self._hand_out_shared()
             self._pushed.set()
 
     async def _hand_over(self, request: Request, answered: Answered, unsent: int) -> None:

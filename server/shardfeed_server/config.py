@@ -95,6 +95,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``name`` is the server's stable name, None for one made of host and port. ``code_dir`` is where
     Python transforms are imported from. ``send_bytes`` bounds answers that are finished and not yet
     sent, over all clients; ``shared_bytes`` the memory lent to clients on this machine, 0 for none;
+    ``answer_cache_bytes``, within ``send_bytes``, the finished answers kept for equal requests, 0 for none;
     ``queue_requests`` the requests that wait. After ``sample_timeout``
     seconds at one sample a worker is replaced. ``cache_bytes`` bounds the blocks of far shards that are
     kept, in memory or, where given, in the folder ``cache_dir``. ``http`` is where health and figures are,
@@ -112,6 +113,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     code_dir: str | None = None
     send_bytes: int = 1 << 30
     shared_bytes: int = 1 << 30
+    answer_cache_bytes: int = 1 << 28
     queue_requests: int = 1024
     sample_timeout: float = 60.0
     cache_bytes: int = CACHE_BYTES
@@ -135,6 +137,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         _at_least_one("send_bytes", self.send_bytes)
         if self.shared_bytes < 0:
             raise ConfigError(f"shared_bytes is {self.shared_bytes}; it must be 0 (lend no memory) or more")
+        if self.answer_cache_bytes < 0:
+            raise ConfigError(
+                f"answer_cache_bytes is {self.answer_cache_bytes}; it must be 0 (keep no answers) or more"
+            )
         _at_least_one("queue_requests", self.queue_requests)
         _at_least_one("cache_bytes", self.cache_bytes)
         if not self.sample_timeout > 0:

@@ -25,6 +25,7 @@ _COUNTERS = (
     ("busy", "shardfeed_busy_refusals", "Requests refused because the queue was full"),
     ("hits", "shardfeed_cache_hits", "Samples of far shards found in the cache"),
     ("misses", "shardfeed_cache_misses", "Samples of far shards that had to be fetched"),
+    ("shared", "shardfeed_shared_samples", "Those of the good samples sent that were made for an equal request"),
 )
 
 _DURATIONS = {
@@ -62,6 +63,8 @@ class _Server(Collector):
         yield GaugeMetricFamily("shardfeed_queue_requests", "Requests that wait for a worker", standing.queued)
         unsent = "Bytes of answers under way or finished, and not yet sent"
         yield GaugeMetricFamily("shardfeed_unsent_bytes", unsent, standing.unsent)
+        kept = "Bytes of finished answers kept for equal requests"
+        yield GaugeMetricFamily("shardfeed_kept_bytes", kept, standing.kept)
         deaths = "Workers that died and were replaced"
         yield CounterMetricFamily("shardfeed_worker_deaths", deaths, self._figures.worker_deaths)
         yield self._failed()

@@ -64,8 +64,11 @@ class FairQueue(Generic[T]):
         self._items += 1
         return True
 
-    def pop(self) -> tuple[str, T, int] | None:
-        """Return the next (job, item, size), its bytes counted as unsent, or None where no job has an item and room."""
+    def pop(self, fits: Callable[[T], bool] = lambda _: True) -> tuple[str, T, int] | None:
+        """Return the next (job, item, size), its bytes counted as unsent, or None where no job has an item and room.
+
+        Only jobs are looked at whose next item ``fits``.
+        """
         left = self._unsent_bytes - self.unsent
         if left <= 0:
             return None
@@ -73,7 +76,9 @@ class FairQueue(Generic[T]):
         ready = [
             (entry.served, name)
             for name, entry in self._jobs.items()
-            if entry.waiting and (not entry.unsent or entry.waiting[0][1] <= min(left, share - entry.unsent))
+            if entry.waiting
+            and (not entry.unsent or entry.waiting[0][1] <= min(left, share - entry.unsent))
+            and fits(entry.waiting[0][0])
         ]
         if not ready:
             return None

@@ -81,6 +81,7 @@ class Served:
     busy: int = 0
     hits: int = 0
     misses: int = 0
+    shared: int = 0
     seconds: tuple[Histogram, ...] = field(default_factory=lambda: tuple(Histogram() for _ in PHASES))
 
 
@@ -102,6 +103,7 @@ class Standing:
     workers: int
     queued: int
     unsent: int
+    kept: int
     clients: tuple[str, ...]
 
 
@@ -116,8 +118,19 @@ class Figures:
         self.worker_deaths = 0
         self._seen: dict[str, float] = {}
 
-    def answered(self, stream: str, job: str, *, rows: int, size: int, work: Work, sending: float, now: float) -> None:
-        """Count an answer of ``size`` bytes that was sent."""
+    def answered(
+        self,
+        stream: str,
+        job: str,
+        *,
+        rows: int,
+        size: int,
+        work: Work,
+        sending: float,
+        now: float,
+        shared: bool = False,
+    ) -> None:
+        """Count an answer of ``size`` bytes that was sent; ``shared`` where it was made for an equal request."""
         served = self._of(stream, job, now)
         served.samples += rows - work.masked
         served.batches += 1
@@ -129,10 +142,13 @@ class Figures:
         waiting, reading, decoding, collating, sent = served.seconds
         seconds = work.seconds
         waiting.add(seconds.waiting)
+        sent.add(sending)
+        if shared:  # no worker did anything for it
+            served.shared += rows - work.masked
+            return
         reading.add(seconds.reading)
         decoding.add(seconds.decoding)
         collating.add(seconds.collating)
-        sent.add(sending)
 
     def refused_busy(self, stream: str, job: str, now: float) -> None:
         """Count a request that was refused because the queue was full."""

@@ -14,9 +14,9 @@ import secrets
 import socket
 from collections import OrderedDict
 
+from shardfeed_server.answered import Answered
 from shardfeed_server.events import logger
 from shardfeed_server.slots import Slot
-from shardfeed_server.worker_process import Answered
 from shardfeed_wire import sharing
 from shardfeed_wire.errors import MessageError
 from shardfeed_wire.messages import SharedMemory
@@ -139,11 +139,17 @@ class _Borrower:
     def lend(self, answered: Answered, cost: int) -> bool:
         """Tell the client where an answer lies; False where that cannot be said now."""
         slot = answered.slot
-        if slot.dropped:
+        if slot.dropped or slot.number in self._lent:  # the client has the same answer already
             return False
         new = slot.number not in self._known
+        own = answered.own
         lent = Lent(
-            slot=slot.number, start=answered.answer.start, end=answered.answer.end, size=slot.size if new else 0
+            slot=slot.number,
+            start=answered.answer.start,
+            end=answered.answer.end,
+            size=slot.size if new else 0,
+            request=None if own is None else own.request,
+            seconds=None if own is None else own.seconds,
         )
         try:
             socket.send_fds(self._connection, [encode(lent)], [slot.descriptor] if new else [])

@@ -142,6 +142,7 @@ class _Server:
             software=_software(),
             send_bytes=config.send_bytes,
             queue_requests=config.queue_requests,
+            answer_cache_bytes=config.answer_cache_bytes,
             lending=lending,
             patience=self._patience,
         )

@@ -85,6 +85,7 @@ class Service:
         software: str,
         send_bytes: int,
         queue_requests: int,
+        answer_cache_bytes: int,
         lending: Lending | None,
         patience: Patience,
     ) -> None:
@@ -103,6 +104,7 @@ class Service:
         self._answering = Answering(
             send_bytes=send_bytes,
             queue_requests=queue_requests,
+            answer_cache_bytes=answer_cache_bytes,
             lending=lending,
             figures=self._figures,
             patience=patience.unread,
@@ -144,6 +146,7 @@ class Service:
             workers=0 if self._workers is None else self._workers.count,
             queued=self._answering.queued,
             unsent=self._answering.unsent,
+            kept=self._answering.kept,
             clients=tuple(self._figures.label(job, now) for job in self._clients.jobs(now)),
         )
         return standing, self._figures.snapshot(now)

@@ -16,9 +16,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from typing import Protocol
 
-from shardfeed_server.answer import Answer
+from shardfeed_server.answered import Answered, Hold
 from shardfeed_server.events import logger
-from shardfeed_server.figures import Work
 from shardfeed_server.jobs import (
     Described,
     Done,
@@ -37,7 +36,7 @@ from shardfeed_server.slots import Slot
 from shardfeed_server.strikes import Strikes
 from shardfeed_wire.messages import Get, StreamInfo
 
-__all__ = ["Answered", "Pool", "WaitingJob", "WorkFailedError", "WorkerProcess"]
+__all__ = ["Pool", "WaitingJob", "WorkFailedError", "WorkerProcess"]
 
 _MESSAGE_BYTES = 1 << 20
 _SILENCE = 30.0
@@ -52,33 +51,6 @@ class WorkFailedError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(slots=True, eq=False)
-class Answered:
-    """An answer in a worker's memory, what it took, and the slot to release once it is sent, or not lent any more."""
-
-    slot: Slot
-    answer: Answer
-    work: Work
-    _worker: WorkerProcess
-    _number: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the answer."""
-        return self.answer.end - self.answer.start
-
-    def chunks(self, *, single: bool) -> list[memoryview]:
-        """Return the message's frames: one for each chunk, or one for all."""
-        memory = memoryview(self.slot.memory)
-        if single:
-            return [memory[self.answer.start : self.answer.end]]
-        return [memory[start : start + size] for start, size in self.answer.chunks]
-
-    def release(self) -> None:
-        """Give the memory back to the worker; no view may be used after this."""
-        self._worker.say(encode(Release(slot=self._number)))
 
 
 @dataclass(slots=True, eq=False)
@@ -223,7 +195,8 @@ class WorkerProcess:
                 if not result.done():
                     result.set_exception(WorkFailedError("busy", f"the server has reached one of its limits: {error}"))
                 return
-        answered = Answered(self._slots[done.slot], done.answer, done.work, self, done.slot)
+        free = encode(Release(slot=done.slot))
+        answered = Answered(self._slots[done.slot], done.answer, done.work, Hold(lambda: self.say(free)))
         if result.done():  # cancelled meanwhile
             answered.release()
         else:

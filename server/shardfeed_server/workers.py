@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 
+from shardfeed_server.answered import Answered
 from shardfeed_server.events import logger
 from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
 from shardfeed_server.strikes import Strikes, WorkerDiedError
-from shardfeed_server.worker_process import Answered, WaitingJob, WorkerProcess, WorkFailedError
+from shardfeed_server.worker_process import WaitingJob, WorkerProcess, WorkFailedError
 from shardfeed_wire.messages import Get, StreamInfo
 
-__all__ = ["Answered", "WorkFailedError", "Workers"]
+__all__ = ["WorkFailedError", "Workers"]
 
 _AHEAD = 2
 """Jobs a worker has at once: the one it is at, and the next."""

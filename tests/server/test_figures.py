@@ -32,7 +32,7 @@ def answer(figures: Figures, job: str, *, now: float = 0.0, stream: str = "train
 
 def scraped(figures: Figures, clients: tuple[str, ...] = ()) -> dict[tuple[str, tuple[str, ...]], float]:
     """What a scrape reads: values by name and the values of its labels, which come in their alphabet."""
-    standing = Standing(name="s", software="v", ready=True, workers=1, queued=0, unsent=0, clients=clients)
+    standing = Standing(name="s", software="v", ready=True, workers=1, queued=0, unsent=0, kept=0, clients=clients)
     families = text_string_to_metric_families(expose(standing, figures).decode())
     return {(each.name, tuple(each.labels.values())): each.value for family in families for each in family.samples}
 

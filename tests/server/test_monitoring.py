@@ -30,7 +30,7 @@ def exposed() -> dict[str, set[str]]:
     figures.answered("train", "job", rows=1, size=1, work=Work(), sending=0.0, now=0.0)
     figures.waited("job", 0, Waited(steps=1), 0.0)
     figures.request_failed("failed")
-    standing = Standing(name="s", software="v", ready=True, workers=1, queued=0, unsent=0, clients=("job",))
+    standing = Standing(name="s", software="v", ready=True, workers=1, queued=0, unsent=0, kept=0, clients=("job",))
     families = text_string_to_metric_families(expose(standing, figures).decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 

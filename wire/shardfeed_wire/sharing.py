@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from shardfeed_wire.errors import MessageError
+from shardfeed_wire.messages import Seconds
 
 __all__ = [
     "Attach",
@@ -60,12 +61,15 @@ class Lent(_Said, frozen=True, kw_only=True):
     """An answer, as one buffer in tenbin's framing, lies at ``start`` to ``end`` of a slot, until it is released.
 
     ``size`` is the slot's, and a descriptor comes along, where the client does not have it yet; else 0.
+    ``request`` and ``seconds`` count instead of what the answer says, where it was made for another's request.
     """
 
     slot: int
     start: int
     end: int
     size: int = 0
+    request: int | None = None
+    seconds: Seconds | None = None
 
 
 class Dropped(_Said, frozen=True, kw_only=True):
