@@ -97,14 +97,15 @@ def half_messages(port: int) -> int:
 
 
 def gets_unread(port: int, get: Get, count: int = 2_000, job: str = "never reads") -> socket.socket:
-    """Ask for many answers and read none; the connection is the caller's to close."""
+    """Ask for many answers, each of its own, and read none; the connection is the caller's to close."""
     peer = connect(port)
     peer.sendall(framed(Hello(version=PROTOCOL_VERSION, job=job)))
+    seed = int.from_bytes(job.encode()) % (1 << 64)  # equal requests of others would share its answers
     rows = np.zeros(64, np.uint32), np.zeros(64, np.uint16)
     peer.settimeout(5)
     with contextlib.suppress(ConnectionError, TimeoutError):
         for number in range(count):
-            peer.sendall(framed(msgspec.structs.replace(get, request=number), *rows))
+            peer.sendall(framed(msgspec.structs.replace(get, request=number, seed=seed, epoch=number), *rows))
     return peer
 
 
