@@ -24,6 +24,7 @@ __all__ = [
     "Handlers",
     "container_decoder",
     "decode_image",
+    "decode_text",
     "default_handlers",
     "imagehandler",
     "make_decoder",
@@ -51,6 +52,11 @@ def maybe_int(data: bytes) -> int | bytes:
         return data
 
 
+def decode_text(data: bytes) -> str:
+    """Read a text in UTF-8. Raises UnicodeDecodeError where it is none."""
+    return data.decode("utf-8")
+
+
 def make_handlers(
     imagespec: str, *, allow_pickle: bool = False, max_pixels: int = MAX_PIXELS
 ) -> dict[str, Callable[[bytes], Any]]:
@@ -67,7 +73,7 @@ def make_handlers(
     find_imagespec(imagespec)
     table: list[tuple[str, Callable[[bytes], Any]]] = [
         (_INTEGERS, maybe_int),
-        (_TEXTS, _decode_text),
+        (_TEXTS, decode_text),
         (_IMAGES, partial(decode_image, imagespec=imagespec, max_pixels=max_pixels)),
         ("json jsn", json.loads),
         ("ten tb", decode_buffer),
@@ -148,10 +154,6 @@ def _decode_field(sample: Sample, field: str, value: bytes, handler: Callable[[b
 
 def _decode_tuple(data: bytes) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
     return tuple(decode_buffer(data))
-
-
-def _decode_text(data: bytes) -> str:
-    return data.decode("utf-8")
 
 
 def _decode_npy(data: bytes) -> np.ndarray[Any, np.dtype[Any]]:

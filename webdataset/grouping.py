@@ -6,20 +6,17 @@ member, and names that go on as the one before did. `tarwalk` knows all the rest
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from shardfeed_wire.errors import SampleError
-from webdataset.keys import Keys, base_plus_ext, is_meta
+from webdataset.keys import NO_PREFIX, Keys, field_of, is_meta, prefix_of
 from webdataset.tarheader import BLOCK, plain_header
 from webdataset.tarsource import OrderedSource
 from webdataset.tarwalk import Member, read_member, truncated_inside, walk
 
 __all__ = ["group_members"]
 
-# No member's name begins with it.
-_NO_PREFIX: Final = b"\0"
 # A member this small is cut out of what is read together with the header behind it.
 _SMALL: Final = 16 << 10
 
@@ -31,7 +28,7 @@ def group_members(
 
     :param part: as for ``walk``, which says what else is raised.
     """
-    key, prefix = "", _NO_PREFIX
+    key, prefix = "", NO_PREFIX
     sample: dict[str, Any] = {}
     fault: SampleError | None = None
     at, block = 0, source.block(0)
@@ -43,7 +40,7 @@ def group_members(
             name, size = header
             end = at + BLOCK + size + (-size & (BLOCK - 1))
             if name.startswith(prefix):
-                field = _field_of(name[len(prefix) :])
+                field = field_of(name[len(prefix) :])
         else:
             source.give_back(block)
             member = next(walk(source, at, part=part), None)
@@ -61,7 +58,7 @@ def group_members(
                 if sample:
                     yield fault or sample
                 key, sample, fault = new, {"__key__": new}, None
-                prefix = _prefix_of(new) if keys is base_plus_ext else _NO_PREFIX
+                prefix = prefix_of(new, keys)
         if field in sample:
             fault = _twice(key, field)
             block = source.block(end)
@@ -90,15 +87,3 @@ def _twice(key: str, field: str) -> SampleError:
     """Return the error of a sample that has a field twice."""
     reason = "the field is there twice"
     return SampleError(f"sample {key}, field {field}: {reason}; pack it once", key=key, field=field, reason=reason)
-
-
-def _prefix_of(key: str) -> bytes:
-    """Return how the names of a sample's further members begin, where `base_plus_ext` found the key."""
-    # Whether such a name speaks of the shard, its suffix has a say in.
-    return _NO_PREFIX if key.startswith("__") else key.encode("utf-8", "surrogateescape") + b"."
-
-
-@functools.lru_cache(1024)
-def _field_of(rest: bytes) -> str | None:
-    """Return the field that a name goes on with behind the prefix of its sample; None where it is no such name."""
-    return None if b"/" in rest else rest.decode("utf-8", "surrogateescape").lower()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from webdataset.keys import Keys
+from webdataset.keys import NO_PREFIX, Keys, field_of, prefix_of
 from webdataset.tarheader import BLOCK, plain_header
 
 __all__ = ["plain_places", "read_plain_sample"]
@@ -35,22 +35,24 @@ def read_plain_sample(data: bytes, keys: Keys, suffixes: Collection[str] | None)
 def plain_places(data: bytes | bytearray, keys: Keys) -> tuple[str, dict[str, tuple[int, int]]] | None:
     """Return the key of such a sample, and for each field the bounds of its bytes; only headers are looked at."""
     places: dict[str, tuple[int, int]] = {}
-    sample_key: str | None = None
+    sample_key, prefix = None, NO_PREFIX
     at, end = 0, len(data)
     while at < end:
         header = plain_header(bytes(data[at : at + BLOCK]))
         if header is None:
             return None
-        raw, size = header
-        name = raw.decode("utf-8", "surrogateescape")
-        key, suffix = keys(name)
-        if key is None or suffix is None or name[:2] == "__":
-            return None
-        if key != sample_key:
-            if sample_key is not None:
+        name, size = header
+        suffix = field_of(name[len(prefix) :]) if name.startswith(prefix) else None
+        if suffix is None:
+            path = name.decode("utf-8", "surrogateescape")
+            key, suffix = keys(path)
+            if key is None or suffix is None or path[:2] == "__":
                 return None
-            sample_key = key
-        suffix = suffix.lower()
+            if key != sample_key:
+                if sample_key is not None:
+                    return None
+                sample_key, prefix = key, prefix_of(key, keys)
+            suffix = suffix.lower()
         start = at + BLOCK
         at = start + size + (-size & (BLOCK - 1))
         if at > end or suffix in places or suffix == "__key__":

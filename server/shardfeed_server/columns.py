@@ -20,6 +20,7 @@ __all__ = [
     "BytesColumn",
     "Cell",
     "DenseColumn",
+    "Filled",
     "FilledColumn",
     "MismatchError",
     "RaggedColumn",
@@ -33,6 +34,13 @@ _NAMES: Final = {np.dtype(code): np.dtype(code).name for code in _CODES}
 _SMALL_ROW: Final = 4096
 _INT64: Final = np.dtype(np.int64)
 _FLOAT64: Final = np.dtype(np.float64)
+
+
+class Filled(NamedTuple):
+    """All rows of one column, of scalars in an array of shape (rows,), or the bytes of text or bytes in a list."""
+
+    kind: Kind
+    rows: Any
 
 
 class MismatchError(Exception):
@@ -128,6 +136,10 @@ class DenseColumn:
         if data is not self._lent:
             self._rows[row] = data
 
+    def put_all(self, rows: NDArray[Any]) -> None:
+        """Set every row."""
+        self._rows[:] = rows
+
     def clear(self, row: int) -> None:
         """Set the row to zeros."""
         self._rows[row] = 0
@@ -193,6 +205,10 @@ class BytesColumn:
         if cell.kind != self._kind:
             raise MismatchError
         self._rows[row] = cell.data
+
+    def put_all(self, rows: list[bytes]) -> None:
+        """Keep the bytes of every row, and the list."""
+        self._rows = rows
 
     def clear(self, row: int) -> None:
         """Set the row to no bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,24 +14,35 @@ from PIL import Image as Pillow
 from shardfeed_server.fields import Field
 from shardfeed_server.resampling import Image
 from shardfeed_wire.errors import SampleError
-from webdataset.decode import make_handlers
+from webdataset.decode import decode_text, make_handlers, maybe_int
 from webdataset.images import decode_image, find_imagespec
 
-__all__ = ["FieldDecoder", "as_imagespec_says", "plain_imagespec"]
+__all__ = ["FieldDecoder", "Simple", "as_imagespec_says", "plain_imagespec"]
 
 _Decode: TypeAlias = Callable[[bytes], Any]
 _PLAIN = {"L": "l", "RGB": "rgb", "RGBA": "rgba"}
 
 
-class FieldDecoder:
-    """Finds one field among a sample's bytes and decodes it; pictures always to arrays, channels last."""
+class Simple(NamedTuple):
+    """A field that is one member's bytes, or the number or text that they say."""
 
-    __slots__ = ("_decoders", "_labels", "name")
+    extension: str
+    kind: Literal["number", "text", "bytes"]
+
+
+class FieldDecoder:
+    """Finds one field among a sample's bytes and decodes it; pictures always to arrays, channels last.
+
+    ``simple`` says how where there is not more to it.
+    """
+
+    __slots__ = ("_decoders", "_labels", "name", "simple")
 
     def __init__(self, field: Field, max_pixels: int) -> None:
         self.name = field.name
         self._labels = field.labels
         self._decoders = [(extension, _decoder(field, extension, max_pixels)) for extension in field.extensions]
+        self.simple = _simple(field, *self._decoders[0])
 
     def __call__(self, raw: Mapping[str, Any]) -> Any:
         """Return the field's value. Raises SampleError, with ``field`` and ``reason``."""
@@ -80,6 +91,18 @@ def as_imagespec_says(image: Image, imagespec: str) -> Any:
     if kind == "torch":
         return torch.from_numpy(np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1)))
     return Pillow.fromarray(image) if kind == "pil" else image
+
+
+def _simple(field: Field, extension: str, decode: _Decode | None) -> Simple | None:
+    if len(field.extensions) > 1 or field.labels is not None:
+        return None
+    if decode is maybe_int:
+        return Simple(extension, "number")
+    if field.collate != "stack":  # which texts and bytes refuse
+        return None
+    if decode is None:
+        return Simple(extension, "bytes")
+    return Simple(extension, "text") if decode is decode_text else None
 
 
 def _decoder(field: Field, extension: str, max_pixels: int) -> _Decode | None:

@@ -39,6 +39,10 @@ class Rows:
         """Note a row's key, as the shard has it: bytes that are not UTF-8 stand in it as surrogates."""
         self._keys[row] = key
 
+    def name_all(self, keys: list[str]) -> None:
+        """Note the keys of all rows."""
+        self._keys = keys
+
     def title(self, row: int) -> str:
         """Return what an error calls a row's sample."""
         return f"sample {_utf8(self._keys[row])!r} of shard {self._located[row].shard_name}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from time import perf_counter
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter as now
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from shardfeed_server.config import StreamConfig
 from shardfeed_server.description import describe_columns
 from shardfeed_server.draws import Draws
 from shardfeed_server.figures import Work
-from shardfeed_server.reading import SampleReader
+from shardfeed_server.reading import Located, SampleReader
 from shardfeed_server.recipe import Recipe
 from shardfeed_server.rows import Rows, sample_error
 from shardfeed_server.straight import StraightReader
+from shardfeed_server.wholesale import Wholesale
 from shardfeed_wire.errors import SampleError
 from shardfeed_wire.messages import Batch, Get, Seconds, StreamInfo
 from webdataset.manifest import Manifest
@@ -29,6 +30,9 @@ __all__ = ["Stream"]
 
 _PROBES: Final = 16
 _MOST_PROBED: Final = 256
+
+_Times: TypeAlias = tuple[float, float, float]
+"""Seconds spent reading, decoding and collating."""
 
 
 class Stream:
@@ -52,6 +56,7 @@ class Stream:
         self.recipe = Recipe(config, code_dir)
         self._reader = SampleReader(manifest, reader, self.recipe.extensions)
         self._straight = StraightReader(self._reader, self.recipe.as_stored)
+        self._wholesale = None if self.recipe.simple is None else Wholesale(self._reader, self.recipe.simple)
         self._behind = 0
         self.work = Work()
 
@@ -81,27 +86,10 @@ class Stream:
         memory = AnswerMemory(len(located), allocate)
         rows = Rows(located)
         collation = Collation(self.recipe.fields, len(located), memory, rows.title, self._behind)
-        reading = decoding = collating = 0.0
-        values_of, in_place, now = self.recipe.values, self.recipe.in_place, perf_counter
-        read, as_stored = self._straight.read, frozenset(self.recipe.as_stored.values())
-        for row, sample in enumerate(located):
-            if row not in bad_rows:
-                at_row(row)
-            began = now()
-            try:
-                raw = read(sample, collation.lend(row, as_stored))
-                rows.name(row, raw["__key__"])
-                was_read = now()
-                reading += was_read - began
-                if row in bad_rows:
-                    raise SampleError(reason=bad_rows[row])
-                values = values_of(raw, Draws(get.seed, get.epoch, sample.number), collation.lend(row, in_place))
-                decoded = now()
-                decoding += decoded - was_read
-                collation.put(row, values)
-                collating += now() - decoded
-            except SampleError as error:
-                rows.fail(row, error)
+        times = None if bad_rows else self._at_once(located, rows, collation, at_row)
+        if times is None:
+            times = self._row_by_row(get, located, rows, collation, at_row, bad_rows)
+        reading, decoding, collating = times
         began = now()
         for failure in rows.failures:
             collation.clear(failure.row)
@@ -126,6 +114,59 @@ class Stream:
             return rows.tensors(batch, keys=get.keys)
 
         return memory.finish(front, behind)
+
+    def _at_once(
+        self, located: Sequence[Located], rows: Rows, collation: Collation, at_row: Callable[[int], None]
+    ) -> _Times | None:
+        """Make all rows, where they can be made without a question: see `wholesale`. Raises as `answer` does."""
+        if self._wholesale is None:
+            return None
+        began = now()
+        found = self._wholesale.read(located, at_row)
+        if found is None:
+            return None
+        keys, columns = found
+        read = now()
+        filled = self._wholesale.decode(columns)
+        if filled is None:
+            return None
+        decoded = now()
+        rows.name_all(keys)
+        collation.put_all(filled)
+        return read - began, decoded - read, now() - decoded
+
+    def _row_by_row(
+        self,
+        get: Get,
+        located: Sequence[Located],
+        rows: Rows,
+        collation: Collation,
+        at_row: Callable[[int], None],
+        bad_rows: Mapping[int, str],
+    ) -> _Times:
+        """Make each row, and note those that cannot be made. Raises as `answer` does."""
+        reading = decoding = collating = 0.0
+        values_of, in_place = self.recipe.values, self.recipe.in_place
+        read, as_stored = self._straight.read, frozenset(self.recipe.as_stored.values())
+        for row, sample in enumerate(located):
+            if row not in bad_rows:
+                at_row(row)
+            began = now()
+            try:
+                raw = read(sample, collation.lend(row, as_stored))
+                rows.name(row, raw["__key__"])
+                was_read = now()
+                reading += was_read - began
+                if row in bad_rows:
+                    raise SampleError(reason=bad_rows[row])
+                values = values_of(raw, Draws(get.seed, get.epoch, sample.number), collation.lend(row, in_place))
+                decoded = now()
+                decoding += decoded - was_read
+                collation.put(row, values)
+                collating += now() - decoded
+            except SampleError as error:
+                rows.fail(row, error)
+        return reading, decoding, collating
 
     def describe(self, *, at_row: Callable[[int], None], bad_rows: Mapping[int, str]) -> StreamInfo:
         """Say what the stream is, from its first 16 good samples. Blocks.
