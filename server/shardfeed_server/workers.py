@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
@@ -23,6 +24,7 @@ _AHEAD = 2
 
 _WATCH = 1.0
 _PAUSE = 1.0
+_END_SECONDS = 3.0
 
 log = logger("shardfeed.server")
 
@@ -110,8 +112,9 @@ class Workers:
         self._processes = []
         for process in processes:
             process.close()
+        deadline = time.monotonic() + _END_SECONDS
         for process in processes:
-            await asyncio.to_thread(process.process.join, 3.0)
+            await asyncio.to_thread(process.process.join, max(deadline - time.monotonic(), 0))
             if process.process.is_alive():
                 process.process.kill()
                 await asyncio.to_thread(process.process.join)

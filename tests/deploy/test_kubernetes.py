@@ -6,9 +6,11 @@ import base64
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ import pytest
 import typer.main
 import yaml
 
+from shardfeed import RemoteDataset
 from shardfeed_cli.main import app
 from shardfeed_server import serve
 from shardfeed_server.config import ServerConfig, load_config
 from shardfeed_wire.endpoint import parse_endpoint
 from tests.deploy.kubectl import kubectl
 from tests.deploy.pages import Page
+from tests.photographs import write_shards
 from tests.requirements import require
-from tests.system.loaders import Loader
+from tests.system.loaders import Loader, wait_until
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(180)]
 
@@ -155,6 +159,45 @@ def test_the_ports_are_those_that_the_server_listens_at(
 def test_a_pod_has_longer_than_a_server_takes_to_drain(overlay: str, overlays: dict[str, list[Object]]) -> None:
     seconds = pod(overlays[overlay], *LOADER)["terminationGracePeriodSeconds"]
     assert seconds > serve._DRAIN_SECONDS + 2 * serve._LINGER_SECONDS
+
+
+STUCK = """
+import os, pathlib, time
+
+def transform(sample):
+    if sample["cls"] >= 32:
+        pathlib.Path(__file__).with_name(f"{os.getpid()}.stuck").touch()
+        time.sleep(3600)
+    return sample
+"""
+
+
+def test_a_server_all_of_whose_workers_are_stuck_ends_inside_that_time(
+    overlays: dict[str, list[Object]], tmp_path: Path
+) -> None:
+    seconds = min(pod(overlays[overlay], *LOADER)["terminationGracePeriodSeconds"] for overlay in OVERLAYS)
+    (tmp_path / "stuck.py").write_text(STUCK)
+    (shard,) = write_shards(tmp_path, [(f"{n:03d}", {"txt": b"text", "cls": b"%d" % n}) for n in range(64)], 1)
+    stuck = [
+        "--code-dir",
+        str(tmp_path),
+        "--transform",
+        "stuck:transform",
+        "--sample-timeout",
+        "3600",
+        "--workers",
+        "4",
+    ]
+    with (
+        Loader.of([shard], "--fields", "txt cls", *stuck) as server,
+        RemoteDataset(server.url, batch_size=8, shuffle=False) as dataset,
+    ):
+        next(iter(dataset))  # and more is asked for ahead
+        wait_until(lambda: len(list(tmp_path.glob("*.stuck"))) == 4, what="four workers that are stuck")
+        began = time.monotonic()
+        server.tell(signal.SIGTERM)
+        server.process.wait(seconds)
+        assert time.monotonic() - began > serve._DRAIN_SECONDS  # it did have something to wait for
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -134,16 +135,41 @@ def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
     return list(found["data"]["result"])
 
 
+def value(prometheus: str, expression: str) -> float:
+    """The sum of an expression's values; -1 while Prometheus is not up."""
+    try:
+        return sum(float(each["value"][1]) for each in query(prometheus, expression))
+    except OSError:
+        return -1.0
+
+
+def firing(prometheus: str) -> dict[str, str]:
+    """The summaries of the alerts that fire now, by name."""
+    with urllib.request.urlopen(f"{prometheus}/api/v1/alerts") as answer:
+        alerts = json.load(answer)["data"]["alerts"]
+    return {
+        alert["labels"]["alertname"]: alert["annotations"]["summary"] for alert in alerts if alert["state"] == "firing"
+    }
+
+
+def test_an_alert_fires_for_a_server_whose_workers_die_again_and_again(scraped: tuple[str, Loader]) -> None:
+    prometheus, loader = scraped
+    deaths = 'shardfeed_worker_deaths_total{job="shardfeed"}'
+    wait_until(lambda: value(prometheus, f"count({deaths})") == 1, 60, what="the first scrape")
+    assert firing(prometheus) == {}
+    for count in range(1, 6):
+        wait_until(loader.workers, what="a worker")
+        loader.workers()[0].kill()
+        wait_until(lambda: value(prometheus, deaths) == count, 60, what=f"death {count} in Prometheus")  # noqa: B023 - called at once
+    wait_until(lambda: firing(prometheus), 60, what="an alert")
+    (port,) = re.findall(r"^health and figures: http://(\S+?)/", loader.output, re.MULTILINE)
+    assert firing(prometheus) == {"ShardfeedWorkersDie": f"Workers of {port} die"}
+
+
 def test_prometheus_scrapes_a_server_and_the_dashboards_expressions_answer(scraped: tuple[str, Loader]) -> None:
     prometheus, loader = scraped
 
-    def value(expression: str) -> float:
-        try:
-            return sum(float(each["value"][1]) for each in query(prometheus, expression))
-        except OSError:  # it is not up yet
-            return -1.0
-
-    wait_until(lambda: value('up{job="shardfeed"}') == 1, 60, what="the first scrape")
+    wait_until(lambda: value(prometheus, 'up{job="shardfeed"}') == 1, 60, what="the first scrape")
     with RemoteDataset(loader.url, batch_size=4, job="scraped") as dataset:
         passes = 0
 
@@ -152,8 +178,8 @@ def test_prometheus_scrapes_a_server_and_the_dashboards_expressions_answer(scrap
             for _ in dataset:
                 pass
             passes += 1
-            counted = value('shardfeed_samples_total{training="scraped",stream="default"}')
-            return value("shardfeed_trainers_waiting_ratio") > 0 and 64 <= counted <= 64 * passes
+            counted = value(prometheus, 'shardfeed_samples_total{training="scraped",stream="default"}')
+            return value(prometheus, "shardfeed_trainers_waiting_ratio") > 0 and 64 <= counted <= 64 * passes
 
         wait_until(trained, 60, what="the figures' arrival at Prometheus")
         silent = {"reason", "shardfeed_cache"}  # nothing failed, and no shard is far
