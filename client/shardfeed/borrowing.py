@@ -19,6 +19,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from shardfeed.own_pages import has_own_pages
 from shardfeed_wire import sharing
 from shardfeed_wire.errors import BrokenChannelError, MessageError
 from shardfeed_wire.messages import SharedMemory
@@ -157,7 +158,8 @@ class Borrowing:
         self._out.pop(slot, None)
         if self._closed:
             return
-        memory.madvise(mmap.MADV_DONTNEED)
+        if has_own_pages(memory):  # else what is mapped stays so: to fault it in again costs more than to look
+            memory.madvise(mmap.MADV_DONTNEED)
         self._unsaid.append(slot)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._say)

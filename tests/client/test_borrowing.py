@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import mmap
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -142,6 +144,31 @@ def test_what_was_written_to_a_batch_is_forgotten_when_its_slot_comes_again(
         say(pair[1], Lent(slot=0, start=0, end=6))
         assert await borrowing.receive() == b"answer"
         borrowing.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_slot_stays_mapped_unless_it_was_written_to(pair: tuple[socket.socket, socket.socket], edited: bool) -> None:
+    pages = 512
+
+    async def check() -> None:
+        borrowing = Borrowing(pair[0])
+        size = pages * mmap.PAGESIZE
+        say(pair[1], Lent(slot=0, start=0, end=size, size=size), memfd(size))
+        faults = []
+        for _ in range(2):
+            view = await borrowing.receive()
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            assert not any(view[:: mmap.PAGESIZE])
+            faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+            if edited:
+                view[-1:] = b"x"
+            del view
+            say(pair[1], Lent(slot=0, start=0, end=size))
+        borrowing.close()
+        # The kernel maps 16 pages or so at a fault; a few faults are the interpreter's.
+        assert (faults[1] >= pages // 32) == edited
 
     asyncio.run(check())
 
