@@ -54,12 +54,17 @@ _JPEG_START = b"\xff\xd8\xff"
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def decode_image(data: bytes | memoryview, imagespec: str, *, max_pixels: int = MAX_PIXELS) -> Any:
+def decode_image(
+    data: bytes | memoryview, imagespec: str, *, max_pixels: int = MAX_PIXELS, least: tuple[int, int] | None = None
+) -> Any:
     """Decode a picture as ``imagespec`` says.
 
     :param data: a file's bytes: JPEG, PNG, PBM, PGM, PPM, WebP, BMP, GIF, TIFF, JPEG 2000 or AVIF.
     :param imagespec: one of ``IMAGESPECS``.
     :param max_pixels: width times height that is still decoded; looked at before decoding.
+    :param least: a height and width: a JPEG may then come out at a half, a quarter or an eighth of its size, where
+        that is no smaller. It is made from fewer coefficients, which is faster and not what resizing it would give.
+        Without simplejpeg, and for an imagespec of Pillow or with alpha, it comes out whole.
     :returns: numpy (H, W) for gray and (H, W, C) else, uint8, or float32 in 0..1; torch (1, H, W)
         or (C, H, W) of the same; or a ``PIL.Image.Image``. Arrays are writable and contiguous.
     :raises SampleError: it cannot be decoded, or has more pixels than allowed; a ValueError too.
@@ -68,7 +73,7 @@ def decode_image(data: bytes | memoryview, imagespec: str, *, max_pixels: int = 
     spec = find_imagespec(imagespec)
     pixels: Pixels | None = None
     if data[:3] == _JPEG_START and spec.mode != "RGBA" and spec.kind != "pil":
-        pixels = _decode_jpeg(data, spec.mode, max_pixels)
+        pixels = _decode_jpeg(data, spec.mode, max_pixels, least)
     if pixels is None:
         image = _decode_with_pillow(data, spec.mode, max_pixels)
         if spec.kind == "pil":
@@ -112,7 +117,7 @@ def find_imagespec(imagespec: str) -> ImageSpec:
     return spec
 
 
-def _decode_jpeg(data: bytes | memoryview, mode: str, max_pixels: int) -> Pixels | None:
+def _decode_jpeg(data: bytes | memoryview, mode: str, max_pixels: int, least: tuple[int, int] | None) -> Pixels | None:
     """Decode a JPEG to (H, W) or (H, W, 3), or return None where Pillow is to have the last word."""
     simplejpeg = _import_simplejpeg()
     if simplejpeg is None:
@@ -126,8 +131,10 @@ def _decode_jpeg(data: bytes | memoryview, mode: str, max_pixels: int) -> Pixels
     # Pillow has its own ways with CMYK; and a colour picture is made gray from RGB, not from its luma.
     if not gray and colorspace.lower() not in ("rgb", "ycbcr"):
         return None
+    # Not by fifths or sevenths of eight, which libjpeg-turbo has no fast code for: they take longer than the whole.
+    smaller = {} if least is None else {"min_height": least[0], "min_width": least[1], "min_factor": 2}
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if gray and mode == "L" else "RGB")
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if gray and mode == "L" else "RGB", **smaller)
     except ValueError:
         return None
     if mode == "RGB":

@@ -38,10 +38,11 @@ class FieldDecoder:
 
     __slots__ = ("_decoders", "_labels", "name", "simple")
 
-    def __init__(self, field: Field, max_pixels: int) -> None:
+    def __init__(self, field: Field, max_pixels: int, least: tuple[int, int] | None = None) -> None:
+        """``least`` is the height and width that a picture needs, where it may be decoded smaller than it is."""
         self.name = field.name
         self._labels = field.labels
-        self._decoders = [(extension, _decoder(field, extension, max_pixels)) for extension in field.extensions]
+        self._decoders = [(extension, _decoder(field, extension, max_pixels, least)) for extension in field.extensions]
         self.simple = _simple(field, *self._decoders[0])
 
     def __call__(self, raw: Mapping[str, Any]) -> Any:
@@ -105,10 +106,10 @@ def _simple(field: Field, extension: str, decode: _Decode | None) -> Simple | No
     return Simple(extension, "text") if decode is decode_text else None
 
 
-def _decoder(field: Field, extension: str, max_pixels: int) -> _Decode | None:
+def _decoder(field: Field, extension: str, max_pixels: int, least: tuple[int, int] | None) -> _Decode | None:
     if field.raw:
         return None
     if field.imagespec is not None:
-        return partial(decode_image, imagespec=plain_imagespec(field.imagespec), max_pixels=max_pixels)
+        return partial(decode_image, imagespec=plain_imagespec(field.imagespec), max_pixels=max_pixels, least=least)
     handlers: Mapping[str, _Decode] = make_handlers("rgb8", max_pixels=max_pixels)
     return handlers.get(extension) or handlers.get(extension.rpartition(".")[2])

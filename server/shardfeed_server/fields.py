@@ -25,6 +25,9 @@ IMAGE_EXTENSIONS: Final = frozenset(
 )
 """Extensions whose fields a stream's ``decode`` applies to."""
 
+_FAST: Final = "fast"
+"""What is written for ``rgb8`` from a picture that may be decoded smaller than it is."""
+
 _PICKLES: Final = frozenset(("pyd", "pickle", "pth"))
 _MASK_NAME: Final = re.compile(r"(.*_)?mask")
 _MASK_EXTENSION: Final = re.compile(r"(.*\.)?(mask|seg)(\..*)?")
@@ -36,13 +39,15 @@ class Field:
     """One field.
 
     ``extensions`` are tried in order, the first one present counts. ``imagespec`` is set for an image
-    field; ``raw`` fields stay bytes. ``labels`` maps what is stored to numbers.
+    field; ``raw`` fields stay bytes. ``fast`` ones may be decoded smaller than they
+    are. ``labels`` maps what is stored to numbers.
     """
 
     name: str
     extensions: tuple[str, ...]
     imagespec: str | None
     raw: bool
+    fast: bool
     collate: Collate
     padding: Padding | None
     interpolation: Interpolation
@@ -51,6 +56,7 @@ class Field:
     def __str__(self) -> str:
         """Say all of it in words, for the facts of a recipe."""
         words = [";".join(self.extensions), "bytes" if self.raw else self.imagespec or "by extension", self.collate]
+        words += ["fast"] if self.fast else []
         if self.padding is not None:
             words.append(f"pad {self.padding.value:g} to {self.padding.length or 'the longest'}")
             words += [f"mask {self.padding.mask}"] if self.padding.mask else []
@@ -110,7 +116,10 @@ def _field(name: str, table: FieldConfig, config: StreamConfig) -> Field:
     decode = config.decode if table.decode is None else table.decode
     if decode is True:
         raise ConfigError(f"field {name!r}: decode is true; write an imagespec such as 'rgb8', or false for bytes")
+    fast = decode is not False and decode.lower() == _FAST
+    decode = "rgb8" if fast else decode
     imagespec = None if decode is False else _imagespec(name, extensions, decode, everywhere=table.decode is not None)
+    interpolation = table.interpolation or ("nearest" if _is_mask(name, extensions) else "bilinear")
     if imagespec is None and decode is not False and (pickles := _PICKLES.intersection(map(_last, extensions))):
         raise ConfigError(
             f"field {name!r}: .{min(pickles)} holds pickled objects, which a server never decodes; "
@@ -121,9 +130,10 @@ def _field(name: str, table: FieldConfig, config: StreamConfig) -> Field:
         extensions=extensions,
         imagespec=imagespec,
         raw=decode is False,
+        fast=fast and imagespec is not None and interpolation != "nearest",
         collate=table.collate,
         padding=_padding(name, table),
-        interpolation=table.interpolation or ("nearest" if _is_mask(name, extensions) else "bilinear"),
+        interpolation=interpolation,
         labels=None if table.label_map is None else _labels(name, table.label_map),
     )
 

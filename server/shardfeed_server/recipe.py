@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,13 @@ class Recipe:
         folder = None if code_dir is None else Path(code_dir)
         self.fields, self.unnamed = parse_fields(config)
         self.extensions = frozenset(extension for field in self.fields for extension in field.extensions)
-        self._decoders = [FieldDecoder(field, config.max_pixels) for field in self.fields]
         self._imagespecs = {field.name: field.imagespec for field in self.fields if field.imagespec is not None}
         self._interpolations = {field.name: field.interpolation for field in self.fields if field.imagespec is not None}
         self._transforms = _built_in(config.transforms, self._imagespecs)
+        self._decoders = [
+            FieldDecoder(field, config.max_pixels, _least(field, self._transforms) if field.fast else None)
+            for field in self.fields
+        ]
         # No later one: it would read the array that it writes.
         resizing = [step for step in self._transforms if isinstance(step, Resize | RandomResizedCrop)]
         self._last_resizing = resizing[-1] if resizing else None
@@ -83,6 +86,18 @@ def _built_in(written: tuple[str, ...], imagespecs: Mapping[str, str]) -> tuple[
             "give a field an extension such as jpg, or a decode of its own such as 'rgb8'"
         )
     return transforms
+
+
+def _least(field: Field, transforms: Sequence[Transform]) -> tuple[int, int]:
+    """Return the height and width that a fast field must have at least: what the first transform makes of it."""
+    if not transforms or not isinstance(transforms[0], Resize):
+        first = transforms[0] if transforms else "none"
+        raise ConfigError(
+            f'field {field.name!r}: decode = "fast" decodes a picture no larger than its resizing needs, so the first '
+            f"transform must be a resize; it is {first}. Write for example resize=256 before it, or decode = 'rgb8'"
+        )
+    size = transforms[0].size
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _as_stored(fields: Iterable[Field]) -> dict[str, str]:
