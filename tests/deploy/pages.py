@@ -12,12 +12,13 @@ BLOCK = re.compile(r"^```sh\n((?:.*\n)*?)```$", re.MULTILINE)
 
 
 class Page:
-    """A page's commands: those of its ``sh`` blocks, one a line, with continued lines joined."""
+    """A page's commands: those of its ``sh`` blocks, one a line, with continued lines joined and without comments."""
 
     def __init__(self, name: str) -> None:
         text = (FOLDER / name).read_text(encoding="utf-8")
         blocks = "".join(BLOCK.findall(text)).replace("\\\n", " ")
-        self.commands = [re.sub(r"\s+", " ", line).strip() for line in blocks.splitlines() if line.strip()]
+        lines = (re.sub(r"\s+", " ", line.partition("  #")[0]).strip() for line in blocks.splitlines())
+        self.commands = [line for line in lines if line]
         self._not_run = list(self.commands)
 
     def command(self, *words: str) -> str:

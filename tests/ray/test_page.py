@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.pages import Page
+from tests.interop.environments import PIP, ROOT, fresh, run
 from tests.photographs import Photographs
 from tests.ray.network import PATIENCE, own_network, short_sessions
 from tests.requirements import require
@@ -20,18 +22,29 @@ from tests.system.loaders import write_photographs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-PAGE = Path(__file__).parents[2] / "docs/deploy/ray.md"
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page("ray.md")
 
 
-def commands() -> list[str]:
-    """The page's shell commands, without their comments and without pip's."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if not line.startswith("pip ")]
-
-
-def test_the_commands_of_the_page_start_look_at_scale_and_end_servers(photographs: Photographs, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def node(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that the page's `pip install` filled: with this checkout, the rest is there."""
     require("ray", importlib.util.find_spec("ray"), "Ray is not installed")
+    folder = tmp_path_factory.mktemp("node")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "wheels", ROOT)
+    python = fresh(folder / "environment", without={"shardfeed"})
+    command, *words = shlex.split(page.command("pip install"))
+    assert command == "pip"
+    options = ["--no-index", "--find-links", folder / "wheels"]
+    run(*PIP, "--python", python, *words, *options)
+    return python.parent
+
+
+def test_the_commands_of_the_page_start_look_at_scale_and_end_servers(
+    page: Page, node: Path, photographs: Photographs, tmp_path: Path
+) -> None:
     write_photographs(tmp_path, photographs[:64], count=2)
     (tmp_path / "shardfeed.toml").write_text(
         '[streams.train]\nshards = "train-{000000..000001}.tar"\n'
@@ -39,9 +52,9 @@ def test_the_commands_of_the_page_start_look_at_scale_and_end_servers(photograph
     )
     said: dict[str, str] = {}
     with own_network() as inside, short_sessions():
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(node), str(Path(sys.executable).parent), os.environ["PATH"]])
 
-        def run(line: str) -> str:
+        def run_line(line: str) -> str:
             done = subprocess.run(
                 [*inside, *shlex.split(line.replace("HEAD", "127.0.0.1"))],
                 capture_output=True,
@@ -55,19 +68,22 @@ def test_the_commands_of_the_page_start_look_at_scale_and_end_servers(photograph
             return done.stdout
 
         try:
-            for line in commands():
-                words = shlex.split(line)
+            for line in page.commands:
+                if line.startswith("pip "):
+                    continue
+                words = shlex.split(page.command(line))
                 nodes = 2 if "--address" in words else 1  # two data nodes
                 for _ in range(nodes):
-                    said[" ".join(words[:3])] = run(line)
+                    said[" ".join(words[:3])] = run_line(line)
                 if words[:2] == ["ray", "start"] and nodes == 2:
-                    wait_for_nodes(run, 3)
+                    wait_for_nodes(run_line, 3)
         finally:
-            run("ray stop --force")
+            run_line("ray stop --force")
     assert "2 servers; trainers read ray://train" in said["shardfeed ray up"]
     assert said["shardfeed ray status"].count("streams train, 64 samples") == 2
     assert "2 servers, it had 2" in said["shardfeed ray scale"]
     assert "2 servers ended" in said["shardfeed ray down"]
+    page.check()
 
 
 def wait_for_nodes(run: object, count: int) -> None:

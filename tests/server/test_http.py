@@ -143,8 +143,11 @@ def test_what_a_job_got_is_counted(shards: list[Path], nothing_is_held_up_at_fir
             rows = sum(len(texts) for texts, _ in dataset)
             stats = dataset.stats
             found = metrics(url)
-        assert found["shardfeed_samples_total", labels] == rows - stats.masked
-        assert found["shardfeed_masked_rows_total", labels] == stats.masked
+        # Some batches of the next epoch are made ahead; the bad sample may be in one.
+        ahead = 8 * (found["shardfeed_batches_total", labels] - stats.steps)
+        masked = found["shardfeed_masked_rows_total", labels]
+        assert found["shardfeed_samples_total", labels] + masked == rows + ahead
+        assert masked == stats.masked or (ahead > 0 and masked == stats.masked + 1)
         assert found["shardfeed_clients", ("my job",)] == 1
         assert found["shardfeed_sent_bytes_total", labels] > stats.bytes > 0
         assert found["shardfeed_cpu_seconds_total", labels] > 0
