@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
@@ -82,7 +82,9 @@ def cell_of(value: Any, field: Field) -> Cell:
             return Cell("dense", "float64", np.array(value))
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], np.ndarray):
             value = value[0]  # what a .ten file with one array decodes to
-        elif isinstance(value, torch.Tensor):
+        elif _is_tensor(value):
+            import torch
+
             value = value.detach().cpu()
             if value.dtype is torch.bfloat16:
                 bits: NDArray[Any] = value.contiguous().view(torch.int16).numpy().view(np.uint16)
@@ -235,6 +237,12 @@ def bytes_parts(rows: Sequence[bytes]) -> list[Parts]:
 def cell_in_words(cell: Cell) -> str:
     """Say shape and dtype of a cell for an error: ``shape (375, 500, 3) of uint8``, or its kind."""
     return f"shape {cell.shape} of {cell.dtype}" if cell.kind in ("dense", "ragged") else f"kind {cell.kind}"
+
+
+def _is_tensor(value: object) -> bool:
+    """Say whether it is torch's; whoever made one has imported that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _array(kind: Kind, dtype: str, array: NDArray[Any], field: Field) -> Cell:

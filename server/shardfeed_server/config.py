@@ -80,6 +80,17 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "`shardfeed index`, and name it as manifest"
             )
 
+    @property
+    def needs_torch(self) -> bool:
+        """Whether samples are made with torch, which takes seconds to import.
+
+        Pictures are resized and flipped by it, or become its tensors; a Python transform may draw from its generator.
+        """
+        fields = self.fields.values() if isinstance(self.fields, dict) else self.fields
+        decoders = [self.decode, *(field.decode for field in fields if isinstance(field, FieldConfig))]
+        made = any(isinstance(decode, str) and decode.startswith("torch") for decode in decoders)
+        return made or bool(self.transforms) or self.transform is not None
+
     def shard_paths(self) -> list[str]:
         """Return the shards, braces expanded, in order. Raises ConfigError for a brace that does not close."""
         given = [self.shards] if isinstance(self.shards, str) else self.shards

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image as Pillow
 
 from shardfeed_server.fields import Field
@@ -90,6 +89,8 @@ def as_imagespec_says(image: Image, imagespec: str) -> Any:
     """Turn an array, channels last, into what ``imagespec`` names: itself, a torch tensor (C, H, W), a Pillow image."""
     kind = find_imagespec(imagespec).kind
     if kind == "torch":
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1)))
     return Pillow.fromarray(image) if kind == "pil" else image
 

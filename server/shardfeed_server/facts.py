@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from shardfeed_server.fields import Field
-from shardfeed_server.python_transform import PythonTransform
 from shardfeed_server.transforms import Transform
 from shardfeed_wire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shardfeed_server.python_transform import PythonTransform
 
 __all__ = ["RECIPE_VERSION", "facts_of", "fingerprint_of"]
 

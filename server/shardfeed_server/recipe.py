@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardfeed_server.config import StreamConfig
 from shardfeed_server.decoding import FieldDecoder, Simple, as_imagespec_says, plain_imagespec
 from shardfeed_server.draws import Draws
 from shardfeed_server.facts import facts_of, fingerprint_of
 from shardfeed_server.fields import Field, parse_fields
-from shardfeed_server.python_transform import PythonTransform, load_transform
 from shardfeed_server.transforms import Images, RandomResizedCrop, Resize, Transform, parse_transform
 from shardfeed_wire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shardfeed_server.python_transform import PythonTransform
 
 __all__ = ["Recipe"]
 
@@ -45,9 +47,7 @@ class Recipe:
         # No later one: it would read the array that it writes.
         resizing = [step for step in self._transforms if isinstance(step, Resize | RandomResizedCrop)]
         self._last_resizing = resizing[-1] if resizing else None
-        self._python = (
-            None if config.transform is None else load_transform(config.transform, folder, self._interpolations)
-        )
+        self._python = None if config.transform is None else _loaded(config.transform, folder, self._interpolations)
         self._converted = _converted(self._imagespecs, self._python)
         resized = self._imagespecs if self._last_resizing is not None and self._python is None else {}
         self.in_place = frozenset(resized) - {name for name, _ in self._converted}
@@ -76,6 +76,12 @@ class Recipe:
             return list(values.values())
         made = self._python({"__key__": raw["__key__"], **values}, draws)
         return [made[field.name] for field in self.fields]
+
+
+def _loaded(spec: str, folder: Path | None, interpolations: Mapping[str, str]) -> PythonTransform:
+    from shardfeed_server.python_transform import load_transform  # imports torch
+
+    return load_transform(spec, folder, interpolations)
 
 
 def _built_in(written: tuple[str, ...], imagespecs: Mapping[str, str]) -> tuple[Transform, ...]:

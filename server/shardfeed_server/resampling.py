@@ -1,27 +1,26 @@
-"""Pictures in other sizes: arrays of shape (height, width) or (height, width, channels), uint8 or float32."""
+"""Pictures in other sizes: arrays of shape (height, width) or (height, width, channels), uint8 or float32.
+
+torch is imported where it is used: a stream that needs none of this starts without it, see `StreamConfig.needs_torch`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+import functools
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from shardfeed_server.config import Interpolation
 from shardfeed_wire.errors import SampleError
 from webdataset.images import MAX_PIXELS
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["Image", "crop", "flip", "resize"]
 
 Image: TypeAlias = NDArray[Any]
-
-# What functional.interpolate calls, and which it offers no `out` of; writing into the answer saves a copy.
-_WRITING: Final[dict[str, Any]] = {
-    "bilinear": torch._C._nn._upsample_bilinear2d_aa,
-    "bicubic": torch._C._nn._upsample_bicubic2d_aa,
-}
 
 
 def resize(image: Image, height: int, width: int, interpolation: Interpolation, into: Image | None = None) -> Image:
@@ -42,11 +41,21 @@ def resize(image: Image, height: int, width: int, interpolation: Interpolation, 
         return image[_nearest(image.shape[0], height)[:, None], _nearest(image.shape[1], width)]
     source = _channels_first(image)
     if into is not None and into.shape == (height, width, *image.shape[2:]) and into.dtype == image.dtype:
-        _WRITING[interpolation](source, (height, width), False, None, None, out=_channels_first(into))
+        _writing()[interpolation](source, (height, width), False, None, None, out=_channels_first(into))
         return into
+    from torch.nn import functional
+
     resized = functional.interpolate(source, size=(height, width), mode=interpolation, antialias=True)
     array: Image = resized[0].permute(1, 2, 0).numpy()
     return array if image.ndim == 3 else array[:, :, 0]
+
+
+@functools.cache
+def _writing() -> dict[str, Any]:
+    """What functional.interpolate calls, and which it offers no `out` of; writing into the answer saves a copy."""
+    import torch
+
+    return {"bilinear": torch._C._nn._upsample_bilinear2d_aa, "bicubic": torch._C._nn._upsample_bicubic2d_aa}
 
 
 def crop(image: Image, top: int, left: int, height: int, width: int) -> Image:
@@ -79,6 +88,8 @@ def _channels_first(image: Image) -> torch.Tensor:
 
 def _tensor(image: Image) -> torch.Tensor:
     """View an array as a tensor; a crop or a read-only array is copied, which torch or its kernels would ask for."""
+    import torch
+
     if not image.flags.c_contiguous or not image.flags.writeable:
         image = image.copy()
     return torch.from_numpy(image)

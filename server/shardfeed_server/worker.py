@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import torch
 
 from shardfeed_server.answer import Answer
 from shardfeed_server.jobs import (
@@ -207,6 +206,9 @@ def work(link: socket.socket, progress_descriptor: int, sources: Sequence[Stream
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front drains, and then closes the link
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    torch.set_num_threads(1)
+    if any(source.config.needs_torch for source in sources):
+        import torch
+
+        torch.set_num_threads(1)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         _Worker(link, Progress(progress_descriptor), sources).run()

@@ -263,7 +263,7 @@ def _detach(duplicate: object) -> int:
 
 
 def _enter(link: socket.socket, progress: int, sources: Sequence[StreamSource]) -> None:
-    from shardfeed_server.worker import work  # imports torch: the fork server has it already, the front never needs it
+    from shardfeed_server.worker import work  # the fork server has it already, the front never needs it
 
     work(link, progress, sources)
 

@@ -38,7 +38,6 @@ class Workers:
         self.count = count
         self._sample_timeout = sample_timeout
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["shardfeed_server.worker"])
         self._processes: list[WorkerProcess] = []
         self._waiting: deque[WaitingJob] = deque()
         self._next_number = 1
@@ -62,6 +61,9 @@ class Workers:
         It and its children never see the signals that tell the front to stop or to re-read, even where a whole
         process group is told: the front drains, and then they end with it.
         """
+        # Where a later configuration needs torch and the first did not, each worker imports it for itself.
+        torch = ["torch"] if any(source.config.needs_torch for source in self.sources) else []
+        self.context.set_forkserver_preload(["shardfeed_server.worker", *torch])
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
         first = self.context.Process(target=int, daemon=True)
         first.start()

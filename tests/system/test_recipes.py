@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -188,3 +189,24 @@ def test_built_in_augmentation_crops_image_and_mask_alike(photographs: Photograp
     again = (batch["image"][..., 1] > 127).to(torch.uint8)
     assert batch["mask"].unique().tolist() == [0, 1]
     assert float((again == batch["mask"]).float().mean()) > 0.93
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"), [((), False), (("--resize", "64x64"), True)], ids=["as they are", "resized"]
+)
+def test_torch_is_in_the_workers_of_a_stream_that_needs_it_before_they_begin_and_nowhere_else(
+    tmp_path: Path, photographs: Photographs, options: tuple[str, ...], needed: bool
+) -> None:
+    shards = write_photographs(tmp_path, photographs[:8], count=1)
+    with Loader.of(shards, "--workers", "2", *options) as loader:
+        with RemoteDataset(loader.url, batch_size=1) as dataset:
+            assert len(list(dataset)) == 8
+        front, workers = psutil.Process(loader.process.pid), loader.workers()
+        assert len(workers) == 2
+        parent = workers[0].parent()
+        assert parent is not None
+        assert [has_torch(process) for process in (front, parent, *workers)] == [False, needed, needed, needed]
+
+
+def has_torch(process: psutil.Process) -> bool:
+    return any("libtorch" in mapped.path for mapped in process.memory_maps())
