@@ -13,19 +13,20 @@ import sctp
 
 from shardfeed import RemoteDataset
 from tests.photographs import Photographs
-from tests.system.loaders import Loader, write_photographs
+from tests.sctp.inside.small import write_small_photographs
+from tests.system.loaders import Loader
 from webdataset import tenbin
 
 SAMPLES = 600
 BOTH = ("sctp://127.0.0.1:0", "tcp://127.0.0.1:0")
-OPTIONS = ("--resize", "64x64", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 pytestmark = pytest.mark.timeout(150)
 
 
 @pytest.fixture(scope="module")
 def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("epoch"), photographs[:SAMPLES], count=4)
+    return write_small_photographs(tmp_path_factory.mktemp("epoch"), photographs[:SAMPLES], count=4)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from shardfeed import RemoteDataset
 from shardfeed_wire.errors import BrokenChannelError
 from shardfeed_wire.transport import Network
 from tests.photographs import Photographs
-from tests.system.loaders import Loader, wait_until, write_photographs
+from tests.sctp.inside.small import write_small_photographs
+from tests.system.loaders import Loader, wait_until
 from tests.wire.conformance_arena import LIMITS, soon
 
 SAMPLES = 400
@@ -57,8 +58,8 @@ def cut(number: int) -> None:
 def test_with_one_path_cut_an_epoch_goes_on_with_nothing_lost(
     paths: None, photographs: Photographs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shards = write_photographs(tmp_path, photographs[:SAMPLES], count=4)
-    options = ["--fields", "jpg;png cls", "--resize", "64x64", "--workers", "1", "--insecure", "--bind", URL]
+    shards = write_small_photographs(tmp_path, photographs[:SAMPLES], count=4)
+    options = ["--fields", "jpg;png cls", "--workers", "1", "--insecure", "--bind", URL]
     with Loader([*shards, *options], inside=FAR) as loader:
         assert loader.endpoints == [URL]
         with RemoteDataset(URL, batch_size=32) as dataset:
