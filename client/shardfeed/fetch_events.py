@@ -35,6 +35,7 @@ __all__ = [
 class FetchLimits:
     """What bounds a fetcher. Times in seconds, ``row_bytes`` a first guess of one row's bytes.
 
+    A request asks for ``rows_per_request`` rows at most, or more where `routing.rows_of_a_request` says so.
     A server with requests that says nothing is asked for a sign of life after ``ask_after``; after
     ``suspect`` what it has is asked elsewhere as well; after ``silence`` it is given up.
     """

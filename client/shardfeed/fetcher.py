@@ -40,7 +40,7 @@ from shardfeed.fetch_events import (
 )
 from shardfeed.fleet import Fleet
 from shardfeed.patience import Patience
-from shardfeed.routing import Piece, Server, Step, cut_step, one_row_a_shard, recut
+from shardfeed.routing import Piece, Server, Step, cut_step, one_row_a_shard, recut, rows_of_a_request
 from shardfeed_wire.errors import BadRequestError, RefusedError, ShapeError, ShardError, StarvedError
 
 __all__ = ["Fetcher"]
@@ -364,7 +364,9 @@ class Fetcher:
             self._exhausted = True
             return False
         self._step_rows = step.rows
-        pieces = cut_step(step, list(self._servers), self._limits.rows_per_request)
+        servers = list(self._servers)
+        rows = rows_of_a_request(self._limits.rows_per_request, servers, self._row_bytes)
+        pieces = cut_step(step, servers, rows)
         for piece in pieces:
             piece.fits = self._servers.changes
         self._flights.append(_Flight(step, pieces))

@@ -58,6 +58,7 @@ class _Simulation:
         self.steps: list[Step] = []  # that the fetcher has drawn
         self.outstanding: dict[int, Send] = {}
         self.asked: set[Piece] = set()
+        self.largest_request = 0
         self.untaken_steps: set[int] = set()  # asked for, and not taken by the trainer
         self.answered: set[Piece] = set()
         self.untaken: list[Deliver] = []
@@ -171,6 +172,7 @@ class _Simulation:
         if piece in self.asked:
             self.outcome.happened["rows asked again"] += piece.rows
         self.asked.add(piece)
+        self.largest_request = max(self.largest_request, piece.rows)
         self.untaken_steps.add(piece.step.number)
         self.cluster.ask(sent)
 
@@ -236,7 +238,7 @@ class _Simulation:
         killed = self.outcome.happened["killer requests"]
         self._check(killed <= self.schedule.limits.deaths + 1, f"let one request kill {killed} servers")
         counters = self.fetcher.counters
-        most = self.schedule.limits.rows_per_request + 0.05 * counters.rows_sent
+        most = self.largest_request + 0.05 * counters.rows_sent
         self._check(counters.rows_hedged <= most, f"hedged {counters.rows_hedged} of {counters.rows_sent} rows")
         match error:
             case SampleError():

@@ -27,7 +27,7 @@ from shardfeed.fetcher import (
     Tick,
     Waiting,
 )
-from shardfeed.routing import Piece, Server, Step, cut_step
+from shardfeed.routing import Piece, Server, Step, cut_step, rows_of_a_request
 from shardfeed_wire.errors import BadRequestError, RefusedError, SampleError, ShapeError, ShardError, StarvedError
 
 ROW_BYTES = 100
@@ -134,6 +134,29 @@ def test_rows_are_kept_apart_by_who_reads_their_shards() -> None:
     assert all(piece.rows <= 10 for piece in pieces)
     assert {(piece.preferred, piece.shards) for piece in pieces} == {("a", frozenset({0})), ("b", frozenset({1}))}
     assert sorted(row for piece in pieces for row in piece.select.tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("row_seconds", "row_bytes", "rows"),
+    [(1e-5, 100.0, 2000), (1e-9, 1.0, 4096), (1e-5, 150_000.0, 256), (1e-4, 100.0, 256), (1e-3, 100.0, 256)],
+    ids=["small and quick", "no bound", "large", "slow", "unknown"],
+)
+def test_more_rows_go_into_a_request_where_they_are_small_and_quick(
+    row_seconds: float, row_bytes: float, rows: int
+) -> None:
+    quick = [Server("a", 1, None, 0.0, row_seconds=row_seconds), Server("b", 1, None, 0.0, row_seconds=1e-9)]
+    assert rows_of_a_request(256, quick, row_bytes) in (rows, rows - 1)
+
+
+def test_the_first_requests_are_of_the_usual_size_and_later_ones_as_the_server_is_quick() -> None:
+    driver = Driver(steps=2, rows=1024, rows_per_request=256, row_bytes=100.0)
+    asked = sends(driver.up("a", slots=4))
+    assert [sent.piece.rows for sent in asked] == [256] * 4
+    later: list[Send] = []
+    for sent in asked:
+        answered = Answered(sent.server, sent.request, "answer", sent.piece.rows * 100)
+        later += sends(driver.tell(answered, after=0.001))
+    assert [sent.piece.rows for sent in later] == [1024]
 
 
 def test_a_server_is_not_asked_for_shards_that_it_does_not_read() -> None:
