@@ -64,7 +64,7 @@ def assemble(
         elif column.kind == "ragged":
             _ragged(batch, column, pieces, rows, good)
         else:
-            batch[column.name] = _listed(_TO_OBJECT[column.kind], pieces, rows, good)
+            batch[column.name] = _listed(column.kind, pieces, rows, good)
     return batch, good
 
 
@@ -190,12 +190,18 @@ _TO_OBJECT: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-def _listed(to_object: Callable[[bytes], Any], pieces: _Pieces, rows: int, good: NDArray[np.bool_]) -> list[Any]:
+def _listed(kind: str, pieces: _Pieces, rows: int, good: NDArray[np.bool_]) -> list[Any]:
     items: list[Any] = [None] * rows
+    to_object, fine = _TO_OBJECT[kind], good.tolist()
     for part, (values, offsets) in pieces:
-        raw, bounds = values.tobytes(), offsets.tolist()
-        for row, place in enumerate(part.select.tolist()):
-            if good[place]:
+        raw, bounds, places = values.tobytes(), offsets.tolist(), part.select.tolist()
+        if kind == "text" and raw.isascii():
+            text = raw.decode("ascii")  # whose slices take half the time of decoding each row
+            for row, place in enumerate(places):
+                items[place] = text[bounds[row] : bounds[row + 1]]
+            continue
+        for row, place in enumerate(places):
+            if fine[place]:
                 items[place] = to_object(raw[bounds[row] : bounds[row + 1]])
     substitute = items[int(np.argmax(good))]
-    return [item if ok else substitute for item, ok in zip(items, good.tolist(), strict=True)]
+    return [item if ok else substitute for item, ok in zip(items, fine, strict=True)]

@@ -78,9 +78,9 @@ class Plan:
         offset = line - (self._ends[rank] - self._sizes[block])
         if not self._shuffle:
             return block, offset.astype(np.uint16)
-        index = np.fromiter(
-            (self._shuffled(b)[o] for b, o in zip(block.tolist(), offset.tolist(), strict=True)), np.uint16, len(block)
-        )
+        blocks = block.tolist()
+        inside = {each: self._shuffled(each) for each in dict.fromkeys(blocks)}
+        index = np.fromiter((inside[b][o] for b, o in zip(blocks, offset.tolist(), strict=True)), np.uint16, len(block))
         return block, index
 
     def _shuffled(self, block: int) -> NDArray[np.int64]:
