@@ -17,16 +17,24 @@ _ANSWER_SECONDS = 2.0
 class RayEndpoints:
     """The endpoints of a deployment's servers, asked of Ray at each call: actors move when they or their nodes die.
 
-    Calling it blocks for some seconds at most. It raises NobodyAnswersError where no server of the deployment answers.
+    Calling it blocks for some seconds, or for as long as Ray takes to say that its cluster cannot be reached. It raises
+    NobodyAnswersError where no server of the deployment answers, and ConfigError where it never found a cluster.
     """
 
     def __init__(self, url: str) -> None:
         """Ask nobody yet. Raises ConfigError where ``url`` is not ``ray://NAME``, or Ray is not installed."""
         self._name = check_deployment(url.removeprefix(RAY))
+        self._found_cluster = False
 
     def __call__(self) -> list[str]:
         """Return the URLs of the servers that are ready now."""
-        ray = _connected(self._name)
+        try:
+            ray = _connected(self._name)
+        except ConfigError as error:
+            if self._found_cluster:  # it was right before: the cluster is away, which may pass
+                raise NobodyAnswersError(str(error)) from None
+            raise
+        self._found_cluster = True
         listed = [
             actor["name"]
             for actor in ray.util.list_named_actors(all_namespaces=True)

@@ -175,6 +175,42 @@ def test_a_server_that_is_killed_is_restarted(cluster: Ray, undisturbed: str) ->
             assert trainer.wait_for(r"^digest (\S+) of (\d+)$").groups() == (undisturbed, str(SAMPLES))
 
 
+WITHOUT_CLUSTER = """
+import os, ray
+from shardfeed.ray_cluster import RayEndpoints
+from shardfeed_wire.errors import ConfigError, NobodyAnswersError
+
+def error_of(endpoints):
+    try:
+        endpoints()
+    except (ConfigError, NobodyAnswersError) as error:
+        return type(error).__name__
+
+endpoints = RayEndpoints("ray://one")
+print(len(endpoints()))
+ray.shutdown()
+address = os.environ["RAY_ADDRESS"]
+os.environ["RAY_ADDRESS"] = "nowhere"  # to which Ray says no at once; a head that is down it tries for minutes
+print(error_of(endpoints), error_of(RayEndpoints("ray://one")))
+os.environ["RAY_ADDRESS"] = address
+print(len(endpoints()))
+"""
+
+
+def test_a_cluster_that_was_found_and_cannot_be_connected_to_again_is_no_wrong_configuration(cluster: Ray) -> None:
+    cluster.add_node(0)
+    with cluster.deployment("one", "--servers", "1"):
+        done = subprocess.run(
+            [*cluster.inside, sys.executable, "-c", WITHOUT_CLUSTER],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            env={**os.environ, **cluster.environment},
+        )
+        assert done.stdout.split() == ["1", "NobodyAnswersError", "ConfigError", "1"], done.stdout + done.stderr
+
+
 def test_what_cannot_be_placed_or_cannot_come_up_is_said(cluster: Ray, tmp_path: Path) -> None:
     cluster.add_node(0)
     with cluster.trainer("nothing") as trainer:

@@ -61,6 +61,23 @@ def test_an_expression_names_what_a_server_exposes(title: str, expression: str) 
     assert named <= labels, f"{title}: {expression}"
 
 
+def test_grafana_finds_its_dashboard_and_prometheus_where_compose_has_them() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    mounted = dict(volume.split(":")[1::-1] for volume in services["grafana"]["volumes"])
+    provisioning = ROOT / mounted["/etc/grafana/provisioning"]  # where the image looks
+    (provider,) = yaml.safe_load((provisioning / "dashboards/shardfeed.yml").read_text())["providers"]
+    assert (ROOT / mounted[provider["options"]["path"]]) == DASHBOARD.parent
+
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    _, _, port = services["prometheus"]["ports"][0].rpartition(":")
+    assert source["url"] == f"http://prometheus:{port}"
+    dashboard = json.loads(DASHBOARD.read_text())
+    of_source = {"type": source["type"], "uid": source["uid"]}
+    for each in (*dashboard["panels"], *dashboard["templating"]["list"]):
+        assert each["datasource"] == of_source, each
+    assert all(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+
+
 def test_the_page_lists_every_metric_and_no_other() -> None:
     told = set()
     for line in PAGE.read_text().splitlines():
