@@ -59,7 +59,13 @@ def test_a_message_at_which_the_front_fails_takes_nothing_from_others_and_is_log
     async def act() -> None:
         network = Network()
         service = Service(
-            "front", software="test", send_bytes=1 << 20, queue_requests=10, lending=None, patience=USUAL_PATIENCE
+            "front",
+            software="test",
+            send_bytes=1 << 20,
+            queue_requests=10,
+            answer_cache_bytes=0,
+            lending=None,
+            patience=USUAL_PATIENCE,
         )
         listener = network.listen("tcp://127.0.0.1:0", REQUEST_LIMITS)
         serving = asyncio.create_task(service.serve(listener))
