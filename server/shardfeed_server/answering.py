@@ -106,7 +106,7 @@ class Answering:
         """Hand requests out as these workers, which must be started, have room; to others what is theirs."""
         if self._dispatching is not None:
             self._dispatching.cancel()
-        self._shared.clear()  # what is kept is of the workers before
+        self._shared.keep_of(workers)
         self._dispatching = self._start(self._dispatch(workers))
 
     def take(self, job: str, request: Request) -> bool:

@@ -65,6 +65,7 @@ class SharedAnswers:
     def __init__(self, most: int, room: Callable[[], int]) -> None:
         """Have none. ``most`` bounds the bytes of memory kept, 0 for none; ``room`` gives what else bounds them now."""
         self._most, self._room = most, room
+        self._workers: Workers | None = None
         self._making: dict[_Key, list[asyncio.Future[Answered]]] = {}
         self._kept: OrderedDict[_Key, Answered] = OrderedDict()
         self._seen: OrderedDict[int, None] = OrderedDict()
@@ -105,9 +106,9 @@ class SharedAnswers:
             self.kept_bytes -= oldest.slot.size
             oldest.release()
 
-    def clear(self) -> None:
-        """Let go of all that is kept."""
-        self.kept_bytes = 0
+    def keep_of(self, workers: Workers) -> None:
+        """Keep from now on what these workers make, and let go of what earlier ones made."""
+        self._workers, self.kept_bytes = workers, 0
         while self._kept:
             self._kept.popitem()[1].release()
 
@@ -129,7 +130,7 @@ class SharedAnswers:
         for part in sharing:
             if not part.done():
                 part.set_result(answered.share())
-        if not answered.work.masked and self._is_shared(asker.get):
+        if asker.workers is self._workers and not answered.work.masked and self._is_shared(asker.get):
             self._keep(key, answered)
         return answered
 
