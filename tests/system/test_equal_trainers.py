@@ -187,7 +187,7 @@ def test_a_trainer_that_is_killed_in_the_midst_leaves_its_equal_alone(
 def test_one_that_lags_gets_what_is_kept_and_no_more_than_may_be_is_kept(
     shards: list[Path], code: Path, alone: str
 ) -> None:
-    bound = 6 * SLOT
+    bound = 12 * SLOT  # twice what lies between the two: what one makes anew beside it is kept, too
     with (
         serving(shards, code, "--answer-cache-bytes", str(bound)) as server,
         Trainer(server) as one,
