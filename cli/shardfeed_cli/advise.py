@@ -28,7 +28,7 @@ def advise(
 ) -> None:
     """Decode samples here, and say how many such servers a trainer needs, or that `local:` serves it."""
     from shardfeed_server.config import load_config
-    from shardfeed_server.generation import count_cores
+    from shardfeed_server.cores import count_cores
     from shardfeed_server.measure import REQUEST_ROWS, measure
 
     loaded, cores = load_config(config), count_cores()

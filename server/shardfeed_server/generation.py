@@ -7,11 +7,11 @@ until it has answered what it was asked.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardfeed_server.config import ServerConfig
+from shardfeed_server.cores import count_cores
 from shardfeed_server.events import logger
 from shardfeed_server.jobs import StreamSource
 from shardfeed_server.opening import open_manifest, share_cache
@@ -20,7 +20,7 @@ from shardfeed_server.worker_process import WorkFailedError
 from shardfeed_server.workers import Workers
 from shardfeed_wire.errors import DataError
 
-__all__ = ["Generation", "Preparation", "StoppedError", "count_cores"]
+__all__ = ["Generation", "Preparation", "StoppedError"]
 
 log = logger("shardfeed.server")
 
@@ -96,8 +96,3 @@ class Preparation:
         finally:
             describing.cancel()
             stopped.cancel()
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
