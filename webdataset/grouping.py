@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from shardfeed_wire.errors import SampleError
 from webdataset.keys import NO_PREFIX, Keys, field_of, is_meta, prefix_of
-from webdataset.tarheader import BLOCK, plain_header
+from webdataset.tarheader import BLOCK, gives_a_time, plain_header
 from webdataset.tarsource import OrderedSource
 from webdataset.tarwalk import Member, read_member, truncated_inside, walk
 
@@ -36,6 +36,13 @@ def group_members(
         field: str | None = None
         member: Member | None = None
         header = plain_header(block)
+        if header is None and block[156:157] == b"x":
+            behind = source.take(2 * BLOCK)
+            if gives_a_time(block, behind):
+                at, block = at + 2 * BLOCK, behind[BLOCK:]
+                header = plain_header(block)
+            else:
+                block += behind
         if header is not None:
             name, size = header
             end = at + BLOCK + size + (-size & (BLOCK - 1))

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from webdataset.keys import field_of
-from webdataset.tarheader import BLOCK
+from webdataset.tarheader import BLOCK, gives_a_time
 
 __all__ = ["plain_samples"]
 
 _NAME, _SIZE, _STOP, _CHECKSUM, _CHECKSUM_STOP, _KIND, _PREFIX = slice(100), slice(124, 135), 135, 148, 154, 156, 345
+_EXTENSION: Final = ord("x")
 _PLACES: Final = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 
 
@@ -26,7 +27,8 @@ def plain_samples(
 ) -> tuple[list[str], list[list[bytes]]] | None:
     """Return the keys of samples, and for each of ``suffixes`` the fields' bytes; None where they are not all plain.
 
-    Plain is what `read_plain_sample` says; besides, all have the same members in the same order, and each suffix.
+    Plain is what `read_plain_sample` says; besides, all have the same members in the same order, and each suffix;
+    and all members have a time in front of them, or none.
 
     :param data: whole samples, one after the other; ``bounds`` i8[samples + 1]: where each begins, and the end.
     """
@@ -37,6 +39,9 @@ def plain_samples(
     keys: list[bytes] = []
     fields: dict[str, list[bytes]] = {}
     while (at < ends).all():
+        at = _behind_times(data, blocks, at)
+        if (at >= ends).any():
+            return None
         headers = blocks[at // BLOCK]
         sizes = _plain_sizes(headers)
         if sizes is None:
@@ -62,6 +67,17 @@ def plain_samples(
     if (at != ends).any() or not all(suffix in fields for suffix in suffixes):
         return None
     return [key.decode("utf-8", "surrogateescape") for key in keys], [fields[suffix] for suffix in suffixes]
+
+
+def _behind_times(data: bytes, blocks: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the members' own headers are: behind extension headers that only give a time; i8[samples]."""
+    if blocks[at[0] // BLOCK, _KIND] != _EXTENSION:
+        return at
+    for start in at.tolist():
+        middle = start + BLOCK
+        if not gives_a_time(data[start:middle], data[middle : middle + BLOCK]):
+            return at  # where nothing plain is found
+    return at + 2 * BLOCK
 
 
 def _plain_sizes(headers: NDArray[np.uint8]) -> NDArray[np.int64] | None:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from webdataset.keys import NO_PREFIX, Keys, field_of, prefix_of
-from webdataset.tarheader import BLOCK, plain_header
+from webdataset.tarheader import BLOCK, gives_a_time, plain_header
 
 __all__ = ["plain_places", "read_plain_sample"]
 
@@ -18,8 +18,8 @@ __all__ = ["plain_places", "read_plain_sample"]
 def read_plain_sample(data: bytes, keys: Keys, suffixes: Collection[str] | None) -> dict[str, Any] | None:
     """Return ``__key__`` and the fields' bytes of a sample that is whole and plain; None for any other.
 
-    Plain are regular files of one key, each with one header: no extension header, no ustar prefix, no
-    name that means something else, no field twice.
+    Plain are regular files of one key, each with one header: no ustar prefix, no extension header but for a
+    time, no name that means something else, no field twice.
     """
     found = plain_places(data, keys)
     if found is None:
@@ -38,7 +38,11 @@ def plain_places(data: bytes | bytearray, keys: Keys) -> tuple[str, dict[str, tu
     sample_key, prefix = None, NO_PREFIX
     at, end = 0, len(data)
     while at < end:
-        header = plain_header(bytes(data[at : at + BLOCK]))
+        block = bytes(data[at : at + BLOCK])
+        header = plain_header(block)
+        if header is None and gives_a_time(block, bytes(data[at + BLOCK : at + 2 * BLOCK])):
+            at += 2 * BLOCK
+            header = plain_header(bytes(data[at : at + BLOCK]))
         if header is None:
             return None
         name, size = header

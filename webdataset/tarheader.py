@@ -18,6 +18,7 @@ __all__ = [
     "BLOCK",
     "ZERO_BLOCK",
     "checksum_matches",
+    "gives_a_time",
     "member_name",
     "number",
     "padded",
@@ -29,6 +30,8 @@ __all__ = [
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
+# What Python's tarfile writes in front of a member whose time has fractions, as webdataset's TarWriter gives it.
+_TIME = re.compile(rb"([1-9][0-9]?) mtime=[0-9]+(?:\.[0-9]*)?\n")
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 _ADLER_MODULUS = 65521
 # Name; the size's digits and what ends them; checksum; kind; where a ustar prefix begins.
@@ -68,6 +71,15 @@ def plain_header(block: bytes) -> tuple[bytes, int] | None:
         return None if name[-1:] == b"/" else (name, int(digits, 8))
     except ValueError:
         return None
+
+
+def gives_a_time(block: bytes, behind: bytes) -> bool:
+    """Say whether a block and the one behind it give the next member a time, and nothing else.
+
+    Nobody here wants to know it, but many shards have it in front of each member.
+    """
+    found = _TIME.match(behind) if block[156:157] == b"x" and checksum_matches(block) else None
+    return found is not None and found.end() == int(found[1]) == number(block[124:136])
 
 
 def checksum_matches(block: bytes) -> bool:

@@ -11,6 +11,7 @@ import io
 import lzma
 import os
 import zlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from shardfeed_wire.errors import ShardError
@@ -55,8 +56,8 @@ class OrderedSource(Source, Protocol):
     def take(self, size: int) -> bytes:
         """Return the next ``size`` bytes, fewer at the end of the tar. May block."""
 
-    def give_back(self, block: bytes) -> None:
-        """Let ``block`` return once more what was read last."""
+    def give_back(self, data: bytes) -> None:
+        """Let ``data``, which was read last and begins with a block, be read once more."""
 
 
 class BytesSource:
@@ -86,7 +87,7 @@ class BytesSource:
         """Return the next ``size`` bytes, fewer at the end."""
         return self.read(self._at, size)
 
-    def give_back(self, block: bytes) -> None:
+    def give_back(self, data: bytes) -> None:
         """Do nothing: any block can be had again."""
 
 
@@ -135,7 +136,7 @@ class FileSource:
 class StreamSource:
     """A tar read from a stream in order; gzip, bzip2 and xz are unpacked on the way."""
 
-    __slots__ = ("_at", "_read", "_start")
+    __slots__ = ("_at", "_read", "_read_on", "_rest", "_start")
 
     def __init__(self, stream: ReadsBytes) -> None:
         self._at = 0
@@ -143,7 +144,7 @@ class StreamSource:
         # One that is buffered reads large members straight into their bytes, and small ones fast.
         if not isinstance(stream, io.BufferedIOBase):
             stream = io.BufferedReader(_Rejoined(b"", stream), _STREAM_WINDOW)
-        self._read = stream.read
+        self._read: Callable[[int], bytes] = stream.read
         start = self.take(BLOCK)
         compressed = what_it_is_instead(start)
         if compressed is None:
@@ -178,9 +179,19 @@ class StreamSource:
             self._skip(offset - self._at)
         return self.take(size) if offset == self._at else b""
 
-    def give_back(self, block: bytes) -> None:
-        """Let ``block`` return once more what was read last."""
-        self._start = block
+    def give_back(self, data: bytes) -> None:
+        """Let ``data``, which was read last and begins with a block, be read once more."""
+        self._start, rest = data[:BLOCK], data[BLOCK:]
+        if rest:
+            self._at -= len(rest)
+            self._rest, self._read_on, self._read = rest, self._read, self._read_again
+
+    def _read_again(self, size: int) -> bytes:
+        """Read what was given back, and let the next call read on."""
+        data, self._rest = self._rest[:size], self._rest[size:]
+        if not self._rest:
+            self._read = self._read_on
+        return data
 
     def take(self, size: int) -> bytes:
         """Read on for ``size`` bytes, fewer only at the end of the tar. May block."""

@@ -10,13 +10,16 @@ from pathlib import Path
 __all__ = ["numbered_files", "read_by_tarfile", "tar_bytes", "write_tar"]
 
 
-def tar_bytes(files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT, mode: str = "w") -> bytes:
-    """Make a tar of (name, content) pairs."""
+def tar_bytes(
+    files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT, mode: str = "w", *, time: float = 0
+) -> bytes:
+    """Make a tar of (name, content) pairs, all with one time: pax gives one with fractions a header of its own."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode, format=tar_format) as archive:  # type: ignore[call-overload]
         for name, content in files:
             info = tarfile.TarInfo(name)
             info.size = len(content)
+            info.mtime = time
             archive.addfile(info, io.BytesIO(content))
     return stream.getvalue()
 

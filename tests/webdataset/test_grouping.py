@@ -19,6 +19,7 @@ from webdataset.tarheader import plain_header
 from webdataset.tarsource import BytesSource, OrderedSource, StreamSource
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+TIME = 1795545698.838175
 SOURCES: dict[str, Callable[[bytes], OrderedSource]] = {
     "memory": BytesSource,
     "stream": lambda data: StreamSource(io.BytesIO(data)),
@@ -61,13 +62,14 @@ def grouped(data: bytes, keys: Keys, suffixes: set[str] | None) -> list[dict[str
     files=files,
     keys=st.sampled_from([base_plus_ext, by_dots]),
     suffixes=st.sampled_from([None, {"a", "a.a", ""}]),
+    time=st.sampled_from([0, TIME]),
 )
 def test_samples_are_what_the_names_that_tarfile_reads_say(
-    tar_format: int, files: list[tuple[str, int]], keys: Keys, suffixes: set[str] | None
+    tar_format: int, files: list[tuple[str, int]], keys: Keys, suffixes: set[str] | None, time: float
 ) -> None:
     contents = [(name, bytes([number]) * size) for number, (name, size) in enumerate(files)]
     try:
-        data = tar_bytes(contents, tar_format)
+        data = tar_bytes(contents, tar_format, time=time)
     except ValueError:
         return  # ustar cannot hold every long name
     expected = grouped(data, keys, suffixes)

@@ -93,6 +93,18 @@ def test_one_sample_that_is_not_like_the_others_leaves_all_to_others(odd: tuple[
     assert plain_samples(*laid([odd[1], first]), ["cls"]) is None
 
 
+def test_samples_with_a_time_in_front_of_each_member_are_read_where_all_have_one() -> None:
+    def timed(key: str, time: float) -> bytes:
+        members = [(f"{key}.txt", key.encode()), (f"{key}.cls", b"7")]
+        return cut(tar_bytes(members, tarfile.PAX_FORMAT, time=time))
+
+    samples = [timed("a", 1.5), timed("b", 1795545698.838175), timed("c", 22.25)]
+    assert plain_samples(*laid(samples), ["txt"]) == (["a", "b", "c"], [[b"a", b"b", b"c"]])
+    for odd in (timed("d", 0), samples[0][:512], samples[0][:1024], samples[0].replace(b" mtime", b" atime")):
+        assert plain_samples(*laid([*samples, odd]), ["txt"]) is None
+        assert plain_samples(*laid([odd, *samples]), ["txt"]) is None
+
+
 def test_every_changed_bit_of_a_header_is_noticed() -> None:
     first = packed(("a.txt", b"1"), ("a.cls", b"1"))
     for place in range(512):

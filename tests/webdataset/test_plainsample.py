@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardfeed_wire.errors import SampleError, ShardError
+from tests.webdataset.tars import tar_bytes
 from webdataset.keys import base_plus_ext
 from webdataset.plainsample import read_plain_sample
 from webdataset.samples import read_sample, tariterator
@@ -52,6 +53,26 @@ def test_it_reads_what_is_written_as_nearly_all_tars_are() -> None:
     expected = {"__key__": "a/b", "jpg": b"picture", "cls": b"7", "seg.png": bytes(512)}
     assert read_plain_sample(data, base_plus_ext, None) == expected
     assert read_plain_sample(data, base_plus_ext, {"cls"}) == {"__key__": "a/b", "cls": b"7"}
+
+
+def test_a_time_in_front_of_each_member_is_plain_too() -> None:
+    files = [("a/b.jpg", b"picture"), ("a/b.cls", b"7")]
+    data = tar_bytes(files, tarfile.PAX_FORMAT, time=1795545698.838175)
+    assert data[156:157] == b"x"
+    sample = {"__key__": "a/b", "jpg": b"picture", "cls": b"7"}
+    assert read_plain_sample(data[: 8 * 512], base_plus_ext, None) == sample
+
+
+def test_an_extension_header_that_says_more_than_a_time_is_not_plain() -> None:
+    data = tar_bytes([("a.jpg", b"1")], tarfile.PAX_FORMAT, time=1.5)[: 4 * 512]
+    assert read_plain_sample(data, base_plus_ext, None) is not None
+    for says in (b"13 atime=1.5\n", b"12 mtime=1.5\n", b"14 mtime=-1.5\n", b"13 mtime=1.5 ", b"13 mtime=x.5\n", b""):
+        assert read_plain_sample(data[:512] + says.ljust(512, b"\0") + data[1024:], base_plus_ext, None) is None, says
+    for place in range(512):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        # Of the checksum's field the last byte is a space that nobody looks at.
+        assert read_plain_sample(bytes(broken), base_plus_ext, None) is None or place == 155, place
 
 
 @pytest.mark.parametrize(
