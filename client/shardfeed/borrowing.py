@@ -3,6 +3,10 @@
 The memory is mapped private: a batch that is edited in place is the trainer's own from then on, page by
 page, and neither the server nor another client sees it. A fork makes all that is borrowed the
 process's own first, for a child may keep it for longer than its parent does.
+
+Where the last tensor goes, in the trainer's thread mostly, no Python code of ours runs: what a signal's handler
+raises there (Ctrl-C's KeyboardInterrupt) would be lost, for nobody can catch what a destructor raises. The event loop
+looks what went.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ __all__ = ["Borrowing", "borrow"]
 
 _MADV_POPULATE_WRITE = 23  # mmap does not name it
 _MOST_SLOTS = 4_096
+_LOOK = 0.02
+"""Seconds between two looks for what the trainer dropped; each answer that comes is one, too."""
 
 log = logging.getLogger("shardfeed")
 
@@ -64,15 +70,26 @@ def _has_kernel() -> bool:
     return True
 
 
+class _Loan(weakref.ref[NDArray[np.uint8]]):
+    """A slot that is out. Once the last view of it is gone, it puts itself among those that were dropped."""
+
+    __slots__ = ("memory", "slot")
+
+    slot: int
+    memory: mmap.mmap
+
+
 class Borrowing:
-    """What one server lends. Its methods are called in the event loop; memory may be given back in any thread."""
+    """What one server lends. Its methods are called in the event loop; views of its memory end in any thread."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Take the connection, attached."""
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._slots: dict[int, mmap.mmap] = {}
-        self._out: dict[int, mmap.mmap] = {}
+        self._out: dict[int, _Loan] = {}
+        self._dropped: deque[weakref.ref[NDArray[np.uint8]]] = deque()
+        self._looking: asyncio.TimerHandle | None = None
         self._unsaid: deque[int] = deque()
         self._closed = False
         self.lent: Lent | None = None
@@ -88,6 +105,7 @@ class Borrowing:
         lost, and MessageError where the server says what makes no sense.
         """
         while True:
+            self._take_back()
             try:
                 message, descriptors = sharing.take(self._connection)
             except BlockingIOError:
@@ -149,20 +167,29 @@ class Borrowing:
     def _lend(self, slot: int, memory: mmap.mmap) -> memoryview:
         """Return a view of a slot that is given back when it, and every view made of it, is gone."""
         whole: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
-        weakref.finalize(whole, self._give_back, slot, memory).atexit = False
-        self._out[slot] = memory
+        loan = _Loan(whole, self._dropped.append)
+        loan.slot, loan.memory = slot, memory
+        self._out[slot] = loan
+        if self._looking is None:
+            self._look()
         return memoryview(whole)  # type: ignore[arg-type]  # numpy's stubs do not say that an array is a buffer
 
-    def _give_back(self, slot: int, memory: mmap.mmap) -> None:
-        """Forget what the trainer wrote, and tell the server; in whatever thread dropped the last view."""
-        self._out.pop(slot, None)
-        if self._closed:
-            return
-        if has_own_pages(memory):  # else what is mapped stays so: to fault it in again costs more than to look
-            memory.madvise(mmap.MADV_DONTNEED)
-        self._unsaid.append(slot)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._say)
+    def _look(self) -> None:
+        """Take back what the trainer dropped, and again soon, as long as anything is out."""
+        self._take_back()
+        self._looking = self._loop.call_later(_LOOK, self._look) if self._out else None
+
+    def _take_back(self) -> None:
+        """Forget what the trainer wrote to what it dropped, and tell the server."""
+        while self._dropped:
+            loan = self._dropped.popleft()
+            assert isinstance(loan, _Loan)
+            del self._out[loan.slot]
+            if has_own_pages(loan.memory):  # else what is mapped stays so: to fault it in again costs more than to look
+                loan.memory.madvise(mmap.MADV_DONTNEED)
+            self._unsaid.append(loan.slot)
+        if self._unsaid:
+            self._say()
 
     def _say(self) -> None:
         """Tell the server what is free again."""
@@ -186,18 +213,27 @@ class Borrowing:
             self._loop.remove_reader(self._connection)
             self._loop.remove_writer(self._connection)
             self._connection.close()
-            self._slots.clear()
+            self._let_go()
 
     def make_own(self) -> None:
         """Copy every page that is borrowed now, so that no later answer shows in it."""
-        for memory in list(self._out.values()):
-            memory.madvise(_MADV_POPULATE_WRITE)
+        for loan in list(self._out.values()):
+            loan.memory.madvise(_MADV_POPULATE_WRITE)
 
     def forget(self) -> None:
         """Let go, in a child, of what is its parent's."""
         self._closed = True
         self._connection.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the memory to the views of it, which may outlive this."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         self._slots.clear()
+        self._out.clear()
+        self._dropped.clear()
 
 
 _all: weakref.WeakSet[Borrowing] = weakref.WeakSet()

@@ -7,10 +7,14 @@ import fcntl
 import mmap
 import os
 import resource
+import select
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+import torch
 
 from shardfeed.borrowing import Borrowing, borrow
 from shardfeed_wire import sharing
@@ -122,11 +126,33 @@ def test_a_view_of_a_view_holds_a_slot_and_the_last_one_gives_it_back(
             pair[1].recv(100)
         say(pair[1], Dropped(slot=7))
         del view
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await asyncio.get_running_loop().run_in_executor(None, select.select, [pair[1]], [], [])
         assert sharing.decode_from_borrower(pair[1].recv(100)) == Release(slot=7)
         pair[1].close()
         assert await borrowing.receive() is None
+        borrowing.close()
+
+    asyncio.run(check())
+
+
+def test_no_python_code_runs_where_a_batch_is_dropped(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Else a KeyboardInterrupt that a signal brought just then was lost, for destructors raise nothing."""
+
+    async def check() -> None:
+        borrowing = Borrowing(pair[0])
+        say(pair[1], Lent(slot=7, start=1, end=5, size=SIZE), memfd())
+        view = await borrowing.receive()
+        assert view is not None
+        batch, called = [torch.from_numpy(np.frombuffer(view, np.uint8))], list[str]()
+        del view
+        sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+        batch.clear()
+        sys.setprofile(None)
+        assert [each for each in called if each.startswith("call ")] == []
+        async with asyncio.timeout(20):
+            await asyncio.get_running_loop().run_in_executor(None, select.select, [pair[1]], [], [])
+        assert sharing.decode_from_borrower(pair[1].recv(100)) == Release(slot=7)
         borrowing.close()
 
     asyncio.run(check())
