@@ -129,6 +129,8 @@ def train(model: nn.Module, dataset: RemoteDataset, console: Console) -> tuple[i
                 waited += time.perf_counter() - asked
                 if batch is None:
                     break
+                if stopped:
+                    raise stopped[0]
                 pictures, labels = batch
                 loss = nn.functional.cross_entropy(model(as_input(pictures)), labels)
                 optimizer.zero_grad()
@@ -146,9 +148,19 @@ def right(model: nn.Module, dataset: RemoteDataset) -> int:
     return sum(int((model(as_input(pictures)).argmax(1) == labels).sum()) for pictures, labels in dataset)
 
 
+stopped: list[SystemExit] = []
+
+
+def stop(number: int, _: object) -> None:
+    """End the demo as soon as it can: what is raised inside a destructor is lost, and then raised again by the loop."""
+    stopped.append(SystemExit(128 + number))
+    raise stopped[0]
+
+
 def main() -> int:
     """Run the demo; give the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then, too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)  # so that the servers are stopped then, too
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the servers want the other cores
     console = Console()
