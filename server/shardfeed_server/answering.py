@@ -199,9 +199,9 @@ class Answering:
             if left <= 0:
                 del self._sending[slowest]
                 slowest.listener.drop(slowest.peer, "it does not read its answers, and others wait for the memory")
-            else:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._pushed.wait(), left)
+                left = _HASTE  # what it held is free in a moment, which sets the event: nobody else need go for it
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pushed.wait(), left)
 
     async def _answer(self, job: str, request: Request, size: int) -> None:
         """Have one request answered, send the answer, and settle its account."""
