@@ -178,7 +178,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
     folder = file.parent
     for key in ("code_dir", "cache_dir", "curve"):
         if isinstance(place := table.get(key), str) and place:
-            table[key] = _joined(folder, place)
+            table[key] = _joined(folder, place, Place(str(file)) / key)
     table.update(overrides or {})
     readers: dict[str, Reader] = {
         "streams": lambda value, place: _read_streams(value, place, folder),
@@ -236,12 +236,14 @@ def _read_streams(value: object, place: Place, folder: Path) -> dict[str, Stream
     readers = {"fields": lambda value, place: _read_fields(value, place, folder)}
     streams = {}
     for name, table in value.items():
-        stream = read_table(StreamConfig, table, place / name, readers)
-        shards = stream.shards
+        here = place / name
+        stream = read_table(StreamConfig, table, here, readers)
+        shards = (stream.shards,) if isinstance(stream.shards, str) else stream.shards
+        joined = tuple(_joined(folder, each, here / "shards") for each in shards)
         streams[name] = msgspec.structs.replace(
             stream,
-            shards=_joined(folder, shards) if isinstance(shards, str) else tuple(_joined(folder, s) for s in shards),
-            manifest=None if stream.manifest is None else _joined(folder, stream.manifest),
+            shards=joined[0] if isinstance(stream.shards, str) else joined,
+            manifest=None if stream.manifest is None else _joined(folder, stream.manifest, here / "manifest"),
         )
     return streams
 
@@ -265,16 +267,19 @@ def _read_field(value: object, place: Place, folder: Path) -> str | FieldConfig:
         raise place.error(f'found {value!r}: expected extensions such as "jpg;png", or a table with the key ext')
     field = read_table(FieldConfig, value, place, {})
     if isinstance(field.label_map, str):
-        return msgspec.structs.replace(field, label_map=_joined(folder, field.label_map))
+        return msgspec.structs.replace(field, label_map=_joined(folder, field.label_map, place / "label_map"))
     return field
 
 
-def _joined(folder: Path, path: str) -> str:
+def _joined(folder: Path, path: str, place: Place) -> str:
     """Join a path to a folder, unless it is absolute, a URL or a pipe."""
     if "://" in path or path.startswith(("/", "pipe:")):
         return path
     if path.startswith("~"):
-        return str(Path(path).expanduser())
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            raise place.error(f"found {path!r}: nobody here has that home; write the path from / on") from None
     return str(folder / path)
 
 

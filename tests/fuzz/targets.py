@@ -139,7 +139,7 @@ def _seeds() -> dict[str, list[bytes]]:
         "control": [chunks[1] for chunks in packed],
         "sctp_fragments": [fragments],
         "tar": [tar_bytes(numbered_files(range(2), size=90)), b""],
-        "configuration": [toml, keys],
+        "configuration": [toml, toml.replace(b"x-", b"~a/x-"), keys],
         "endpoints": [b"tcp://a-{0..3}:7880", b"ipc:///tmp/{a,b}", b"sctp://10.0.0.1,10.1.0.1:1", b"tcp://[::1]:5"],
     }
 

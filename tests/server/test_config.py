@@ -88,6 +88,10 @@ def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
         ("workers = 0\n" + STREAM, ["workers is 0", "1 or more"]),
         ("sample_timeout = 0\n" + STREAM, ["sample_timeout", "above 0"]),
         (STREAM + "block_bytes = 0", ["streams.train", "block_bytes is 0"]),
+        (
+            "[streams.a]\nfields='jpg'\nshards='~nobody-has-this-name/x.tar'",
+            ["streams.a.shards", "'~nobody-has-this-name"],
+        ),
         ("bind = []\n" + STREAM, ["bind is empty"]),
         ("bind = 'nowhere'\n" + STREAM, ["'nowhere'", "tcp://"]),
         ("a = = 1", ["not TOML"]),
