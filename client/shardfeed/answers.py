@@ -14,8 +14,17 @@ from shardfeed_wire.messages import Batch, Column, Padding
 
 __all__ = ["Answer", "parse_answer"]
 
-_SENT_AS = {"bool": "uint8", "bfloat16": "uint16"}
-"""Logical dtypes that tenbin lacks, and what travels in their place."""
+_SENT_AS = {
+    name: np.dtype(sent)
+    for name, sent in {
+        **{f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+        **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
+        # Those that tenbin lacks, and what travels in their place.
+        "bool": "uint8",
+        "bfloat16": "uint16",
+    }.items()
+}
+"""Logical dtypes of columns, and as what they travel."""
 
 _MOST_DIMENSIONS, _MOST_ELEMENTS = 32, 1 << 40
 """What a row that arrives empty may still claim of its shape."""
@@ -72,7 +81,7 @@ def parse_answer(batch: Batch, tensors: list[NDArray[Any]], *, rows: int, keys: 
         else:
             _check_bytes(parts[0], parts[1], rows, column.name)
         columns.append((column, parts))
-    if not columns and len(batch.failures) < rows:
+    if not columns and len({failure.row for failure in batch.failures}) < rows:
         raise MessageError("the answer has rows but no columns")
     return Answer(batch, keyhash, tuple(columns), named, shards)
 
@@ -83,8 +92,13 @@ def _tensor(tensors: list[NDArray[Any]], number: int, name: str) -> NDArray[Any]
     return tensors[number]
 
 
+def _is_sent_as(dtype: np.dtype[Any], logical: str) -> bool:
+    sent = _SENT_AS.get(logical)
+    return sent is not None and dtype == sent
+
+
 def _check_dense(column: Column, array: NDArray[Any], rows: int) -> None:
-    if array.ndim < 1 or array.shape[0] != rows or array.dtype.name != _SENT_AS.get(column.dtype, column.dtype):
+    if array.ndim < 1 or array.shape[0] != rows or not _is_sent_as(array.dtype, column.dtype):
         raise MessageError(
             f"column {column.name!r} is {array.dtype} of shape {array.shape}, not {column.dtype} of {rows} rows"
         )
@@ -102,7 +116,7 @@ def _check_offsets(values: NDArray[Any], offsets: NDArray[Any], rows: int, name:
 def _check_ragged(column: Column, parts: tuple[NDArray[Any], ...], rows: int) -> None:
     values, offsets, shapes = parts
     _check_offsets(values, offsets, rows, column.name)
-    if values.dtype.name != _SENT_AS.get(column.dtype, column.dtype):
+    if not _is_sent_as(values.dtype, column.dtype):
         raise MessageError(f"column {column.name!r} holds {values.dtype}, not {column.dtype}")
     if shapes.dtype != np.int64 or shapes.ndim != 2 or shapes.shape[0] != rows:
         found = f"{shapes.dtype} of shape {shapes.shape}"

@@ -124,8 +124,8 @@ def _dense(column: Column, pieces: _Pieces, rows: int, good: NDArray[np.bool_], 
         out = tensor.numpy()
         for part, (array,) in pieces:
             out[part.select] = array
-    bad = np.flatnonzero(~good)
-    if len(bad):
+    if not good.all():
+        bad = np.flatnonzero(~good)
         tensor[torch.from_numpy(bad)] = tensor[int(np.argmax(good))].clone()
     return tensor.view(getattr(torch, column.dtype)) if column.dtype in ("bool", "bfloat16") else tensor
 

@@ -71,14 +71,14 @@ class Fleet:
 
     def capable(self, piece: Piece) -> list[str]:
         """Return who can read all of a piece, whether well or not."""
-        return [server.name for server in self._up.values() if server.reads(piece.shards)]
+        return [server.name for server in self._up.values() if server.can_do(piece)]
 
     def well(self, piece: Piece, now: float) -> list[Server]:
         """Return who answers, and can do a piece as far as is known."""
         return [
             server
             for server in self._up.values()
-            if server.is_well(now) and server.reads(piece.shards) and piece.may_go_to(server.name, now)
+            if server.is_well(now) and server.can_do(piece) and piece.may_go_to(server.name, now)
         ]
 
     def choose(self, piece: Piece, now: float, *, first: bool) -> Server | None:

@@ -9,9 +9,9 @@ with test vectors.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -62,7 +62,7 @@ class Plan:
         self.samples = int(self._ends[-1]) if len(self._ends) else 0
         self.lanes = lanes
         self._lane_length, self._longer_lanes = divmod(self.samples, lanes)
-        self._inside: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._inside: dict[int, memoryview] = {}  # kept while their lanes may still be in them
         self._inside_room = 2 * lanes + 64
 
     def line(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -79,21 +79,21 @@ class Plan:
         if not self._shuffle:
             return block, offset.astype(np.uint16)
         blocks = block.tolist()
-        inside = {each: self._shuffled(each) for each in dict.fromkeys(blocks)}
-        index = np.fromiter((inside[b][o] for b, o in zip(blocks, offset.tolist(), strict=True)), np.uint16, len(block))
-        return block, index
+        inside = self._inside
+        for each in set(blocks).difference(inside):
+            inside[each] = self._shuffled(each)
+        index = [inside[each][place] for each, place in zip(blocks, offset.tolist(), strict=True)]
+        for oldest in list(islice(inside, max(0, len(inside) - self._inside_room))):
+            del inside[oldest]
+        return block, np.array(index, np.uint16)
 
-    def _shuffled(self, block: int) -> NDArray[np.int64]:
-        """Return the order inside one block, kept while the block's lane may still be in it."""
-        order = self._inside.get(block)
-        if order is None:
-            order = permutation(philox(self._seed, self._epoch, block, Purpose.INSIDE_BLOCK), int(self._sizes[block]))
-            self._inside[block] = order
-            if len(self._inside) > self._inside_room:
-                self._inside.popitem(last=False)
-        else:
-            self._inside.move_to_end(block)
-        return order
+    def _shuffled(self, block: int) -> memoryview:
+        """Return the order inside one block: uint16 of shape (block's size,).
+
+        As a plain view, for looking up one number in it takes a third of what it takes in an array.
+        """
+        bits = philox(self._seed, self._epoch, block, Purpose.INSIDE_BLOCK)
+        return permutation(bits, int(self._sizes[block])).astype(np.uint16).data
 
 
 @dataclass(frozen=True, slots=True)

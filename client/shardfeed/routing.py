@@ -54,7 +54,6 @@ class Piece:
 
     step: Step
     select: NDArray[np.int64]
-    shards: frozenset[int]
     preferred: str | None
     requests: list[int] = field(default_factory=list)
     answer: object = None
@@ -63,6 +62,14 @@ class Piece:
     fits: int = 0
     """For which servers it was cut: the number of their changes until then."""
     _refusals: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _shards: frozenset[int] | None = None
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that its rows lie in; found when first asked for, since most servers read all there are."""
+        if self._shards is None:
+            self._shards = frozenset(self.step.shard[self.select].tolist())
+        return self._shards
 
     @property
     def rows(self) -> int:
@@ -93,14 +100,7 @@ class Piece:
 
     def part(self, select: NDArray[np.int64], preferred: str | None) -> Piece:
         """Return some of its rows as a piece with the same past."""
-        return Piece(
-            self.step,
-            select,
-            frozenset(np.unique(self.step.shard[select]).tolist()),
-            preferred,
-            deaths=self.deaths,
-            _refusals=dict(self._refusals),
-        )
+        return Piece(self.step, select, preferred, deaths=self.deaths, _refusals=dict(self._refusals))
 
 
 @dataclass(slots=True, eq=False)
@@ -171,6 +171,10 @@ class Server:
         """Whether it reads all of these shards."""
         return self.shards is None or shards <= self.shards
 
+    def can_do(self, piece: Piece) -> bool:
+        """Whether it reads all shards of a piece."""
+        return self.shards is None or piece.shards <= self.shards
+
     def reads_some(self, shards: frozenset[int]) -> bool:
         """Whether it reads one of these shards or more."""
         return self.shards is None or not shards.isdisjoint(self.shards)
@@ -197,14 +201,13 @@ def cut_step(step: Step, servers: list[Server], rows_per_request: int) -> list[P
     for able, rows in groups.items():
         buckets = max(1, len(able))
         parts = max(1, min(buckets, len(rows) // _FEWEST_ROWS))
-        part = step.block[rows] % buckets * parts // buckets
+        part = None if parts == 1 else step.block[rows] % buckets * parts // buckets
         for number in range(parts):
             friends = [name for bucket, name in enumerate(able) if bucket * parts // buckets == number]
             preferred = friends[step.number % len(friends)] if friends else None
-            mine_rows = rows[part == number]
-            for first in range(0, len(mine_rows), rows_per_request):
-                select = mine_rows[first : first + rows_per_request]
-                pieces.append(Piece(step, select, frozenset(np.unique(step.shard[select]).tolist()), preferred))
+            mine = rows if part is None else rows[part == number]
+            firsts = range(0, len(mine), rows_per_request)
+            pieces += [Piece(step, mine[first : first + rows_per_request], preferred) for first in firsts]
     return pieces
 
 

@@ -33,15 +33,12 @@ class FairQueue(Generic[T]):
         self._unsent_bytes, self._items_per_job, self._most_items = unsent_bytes, items_per_job, items
         self._jobs: OrderedDict[str, _Job[T]] = OrderedDict()
         self._items = 0
+        self.unsent = 0
+        """Bytes handed out and not yet settled."""
 
     def __len__(self) -> int:
         """Return how many items wait."""
         return self._items
-
-    @property
-    def unsent(self) -> int:
-        """Bytes handed out and not yet settled."""
-        return sum(job.unsent for job in self._jobs.values())
 
     @property
     def starved(self) -> bool:
@@ -70,7 +67,7 @@ class FairQueue(Generic[T]):
         Only jobs are looked at whose next item ``fits``.
         """
         left = self._unsent_bytes - self.unsent
-        if left <= 0:
+        if left <= 0 or not self._items:
             return None
         share = self._unsent_bytes // (1 + sum(1 for job in self._jobs.values() if job.unsent))
         ready = [
@@ -88,17 +85,20 @@ class FairQueue(Generic[T]):
         self._items -= 1
         entry.unsent += size
         entry.served += size
+        self.unsent += size
         return name, item, size
 
     def correct(self, job: str, expected: int, actual: int) -> None:
         """Replace the expected bytes of an item handed out by the actual ones."""
         self._jobs[job].unsent += actual - expected
         self._jobs[job].served += actual - expected
+        self.unsent += actual - expected
 
     def settle(self, job: str, size: int) -> None:
         """Count the bytes of an item handed out as sent, or as never to be."""
         entry = self._jobs[job]
         entry.unsent -= size
+        self.unsent -= size
         if not entry.waiting and not entry.unsent:
             del self._jobs[job]
 

@@ -468,5 +468,5 @@ def test_an_abandoned_pass_cancels_what_it_asked() -> None:
 
 
 def test_a_piece_says_what_it_is() -> None:
-    piece = Piece(step(0), np.array([1, 3]), frozenset({0}), None)
+    piece = Piece(step(0), np.array([1, 3]), None)
     assert (piece.rows, piece.answered) == (2, False)

@@ -15,6 +15,7 @@ integers before an array is made over the bytes, and everything malformed is a `
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import Struct
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias, overload
 
@@ -126,7 +127,11 @@ def decode_list(chunks: Sequence[Chunk], infos: Infos = False) -> list[Array] | 
     for number in range(0, len(chunks), 2):
         header, data = _bytes_of(chunks[number]), _bytes_of(chunks[number + 1])
         try:
-            dtype, name, shape = _decode_header(header)
+            if header.nbytes not in _HEADER_OF_LENGTH:
+                raise TenbinError(
+                    f"its header has {header.nbytes} bytes, not 24 and 8 for each of at most {_MAX_NDIM} dims"
+                )
+            dtype, name, shape = _decode_header(header.tobytes())
             arrays.append(_array_over(data, dtype, shape))
         except TenbinError as error:
             raise TenbinError(f"array {number // 2}: {error}") from None
@@ -237,11 +242,10 @@ def _bytes_of(chunk: Chunk) -> memoryview:
         raise TenbinError(f"a chunk must be contiguous bytes, not {type(chunk).__name__}: {error}") from error
 
 
-def _decode_header(header: memoryview) -> tuple[np.dtype[Any], str, tuple[int, ...]]:
-    layout = _HEADER_OF_LENGTH.get(header.nbytes)
-    if layout is None:
-        raise TenbinError(f"its header has {header.nbytes} bytes, not 24 and 8 for each of at most {_MAX_NDIM} dims")
-    code, name_bytes, ndim, *shape = layout.unpack(header)
+@lru_cache(maxsize=1024)
+def _decode_header(header: bytes) -> tuple[np.dtype[Any], str, tuple[int, ...]]:
+    """Take a header of a length that there is apart; remembered, for those of a stream's batches are the same."""
+    code, name_bytes, ndim, *shape = _HEADER_OF_LENGTH[len(header)].unpack(header)
     dtype = _DTYPE_OF.get(code)
     if dtype is None:
         raise TenbinError(f"its dtype code {code!r} is unknown")

@@ -27,130 +27,15 @@ from shardfeed_wire.unix_sockets import closed_to_others, remove_stale_socket
 from shardfeed_wire.zap import Doorkeeper
 from shardfeed_wire.zeromq_ends import ENDS, why_no_handshake
 from shardfeed_wire.zeromq_guard import Guard
+from shardfeed_wire.zeromq_socket import Socket
 from shardfeed_wire.zeromq_watched import Watched, unbind
 
 __all__ = ["ZeroMQ"]
 
-_COPY_BELOW = 65_536
-"""Smaller frames are cheaper to copy than to track."""
-
-_POLL_SENT = 0.001
-_POLL_WRITABLE = 0.005
 _NEVER_MS = 2**31 - 1
 """Not -1: with that, ZeroMQ throws away what has arrived as soon as the connection ends."""
 
-_HEARTBEAT_MS = 5_000
-_HEARTBEAT_TIMEOUT_MS = 20_000
 _HANDSHAKE_MS = 10_000
-
-
-class _Socket:
-    """A ZeroMQ socket in an asyncio loop: waiting for input, and knowing when frames are free again."""
-
-    def __init__(self, socket: zmq.Socket[bytes], url: str, limits: Limits) -> None:
-        self.raw = socket
-        socket.linger = 0
-        socket.maxmsgsize = limits.frame_bytes
-        socket.rcvhwm = limits.messages
-        socket.sndhwm = limits.messages
-        socket.ipv6 = "[" in url  # else ZeroMQ writes IPv4 addresses as IPv6 ones
-        socket.heartbeat_ivl = _HEARTBEAT_MS
-        socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
-        self._waiter: asyncio.Future[None] | None = None
-        self._watched = Watched()
-        self._unsent: list[tuple[zmq.MessageTracker, asyncio.Future[None]]] = []
-        self._poll: asyncio.TimerHandle | None = None
-
-    def wake(self) -> None:
-        """Let the receiver look again: a send may have swallowed the signal meant for it."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def input(self) -> list[zmq.Frame]:
-        """Return the next message's frames; raises zmq.ZMQError once the socket is closed."""
-        while True:
-            try:
-                return self.raw.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                await self.change()
-
-    async def change(self) -> None:
-        """Block until the socket's state may have changed.
-
-        The loop watches the descriptor only meanwhile: it stays readable until somebody looks.
-        """
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        self._watched.start(self.raw, self.wake)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self._watched.stop()
-
-    async def output(self, chunks: Sequence[Any]) -> None:
-        """Send frames, waiting while the mark is reached, and return when their memory is free."""
-        frames = [_frame(chunk) for chunk in chunks]
-        while True:
-            if self.raw.closed:
-                raise ClosedChannelError("the channel was closed while a message waited to be sent")
-            try:
-                self.raw.send_multipart(frames, zmq.NOBLOCK, copy=False)
-                break
-            except zmq.Again:
-                self.wake()
-                await asyncio.sleep(_POLL_WRITABLE)
-        self.wake()
-        trackers = [frame.tracker for frame in frames if frame.tracker is not None]
-        del frames  # they hold the memory too
-        if trackers:
-            await self._free(zmq.MessageTracker(*trackers))
-
-    async def _free(self, tracker: zmq.MessageTracker) -> None:
-        loop = asyncio.get_running_loop()
-        free = loop.create_future()
-        self._unsent.append((tracker, free))
-        if self._poll is None:
-            self._poll = loop.call_later(_POLL_SENT, self._check_unsent)
-        await free
-
-    def _check_unsent(self) -> None:
-        # ZeroMQ frees what a peer that is gone has not read only when somebody asks something of the socket.
-        events = self.raw.getsockopt(zmq.EVENTS)
-        assert isinstance(events, int)
-        if events & zmq.POLLIN:
-            self.wake()
-        waiting = []
-        for tracker, free in self._unsent:
-            if free.cancelled():
-                continue
-            if tracker.done:
-                free.set_result(None)
-            else:
-                waiting.append((tracker, free))
-        self._unsent = waiting
-        self._poll = asyncio.get_running_loop().call_later(_POLL_SENT, self._check_unsent) if waiting else None
-
-    async def flushed(self) -> None:
-        """Block until no frame is unsent."""
-        await asyncio.gather(*(asyncio.shield(free) for _, free in self._unsent), return_exceptions=True)
-
-    def close(self) -> None:
-        """Close the socket and wake whoever waits on it."""
-        if self._poll is not None:
-            self._poll.cancel()
-        for _, free in self._unsent:
-            if not free.done():
-                free.set_exception(ClosedChannelError("the channel was closed while a message was being sent"))
-        self._unsent.clear()
-        self.wake()
-        self._watched.stop()
-        self.raw.close()
-
-
-def _frame(chunk: Any) -> zmq.Frame:
-    size = memoryview(chunk).nbytes
-    return zmq.Frame(chunk, track=True, copy=False) if size >= _COPY_BELOW else zmq.Frame(bytes(chunk), copy=True)
 
 
 class _Channel(Channel):
@@ -158,7 +43,7 @@ class _Channel(Channel):
         self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits, keys: Keys | None = None
     ) -> None:
         self._url, self._limits, self._keys = url, limits, keys
-        self._socket = _Socket(context.socket(zmq.DEALER), url, limits)
+        self._socket = Socket(context.socket(zmq.DEALER), url, limits)
         if isinstance(keys, ClientKeys):
             self._socket.raw.curve_publickey, self._socket.raw.curve_secretkey = keys.public, keys.secret
             self._socket.raw.curve_serverkey = keys.server
@@ -215,16 +100,22 @@ class _Channel(Channel):
 
     async def send(self, chunks: Sequence[Any]) -> None:
         self._check_usable()
-        sending = asyncio.ensure_future(self._socket.output(chunks))
+        sending: asyncio.Future[None] | None = None
         try:
-            while not sending.done():
+            try:
+                sending = self._socket.offer(chunks)
+            except zmq.Again:
+                sending = asyncio.ensure_future(self._socket.output(chunks))
+            while sending is not None and not sending.done():
                 await asyncio.wait([sending], timeout=0.1)
                 self._check_usable()
-            sending.result()
+            if sending is not None:
+                sending.result()
         except zmq.ZMQError as error:
             raise BrokenChannelError(f"{self._url}: {error}") from error
         finally:
-            sending.cancel()
+            if sending is not None:
+                sending.cancel()
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -236,11 +127,10 @@ class _Channel(Channel):
         while True:
             if self._closed:
                 raise ClosedChannelError(f"the channel to {self._url} was closed")
-            try:
-                frames = self._socket.raw.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            frames = self._socket.input()
+            if frames is None:
                 if self._broken:
-                    raise BrokenChannelError(self._broken) from None
+                    raise BrokenChannelError(self._broken)
                 await self._socket.change()
                 continue
             if len(frames) > self._limits.frames:
@@ -268,7 +158,7 @@ class _Listener(Listener):
         self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits, keys: Keys | None = None
     ) -> None:
         self._limits = limits
-        self._socket = _Socket(context.socket(zmq.ROUTER), url, limits)
+        self._socket = Socket(context.socket(zmq.ROUTER), url, limits)
         self._socket.raw.router_mandatory = True
         self._socket.raw.handshake_ivl = _HANDSHAKE_MS
         clients = None
@@ -295,9 +185,12 @@ class _Listener(Listener):
     async def receive(self) -> tuple[bytes, list[Any]]:
         while True:
             try:
-                frames = await self._socket.input()
+                frames = self._socket.input()
             except zmq.ZMQError as error:
                 raise ClosedChannelError(f"the listener on {self.url} was closed") from error
+            if frames is None:
+                await self._socket.change()
+                continue
             peer = frames[0].bytes
             if not self._guard.arrived(peer, frames[1:] or frames):
                 continue

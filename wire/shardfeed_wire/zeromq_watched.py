@@ -22,6 +22,11 @@ class Watched:
         """Watch nothing yet."""
         self._descriptor: int | None = None
 
+    @property
+    def started(self) -> bool:
+        """Whether the loop watches it."""
+        return self._descriptor is not None
+
     def start(self, socket: zmq.Socket[bytes], changed: Callable[[], None]) -> None:
         """Call ``changed`` whenever the socket's state may have changed."""
         descriptor = socket.getsockopt(zmq.FD)
