@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from webdataset.keys import field_of
 from webdataset.tarheader import BLOCK, gives_a_time
 
-__all__ = ["plain_samples"]
+__all__ = ["plain_members", "plain_samples"]
 
 _NAME, _SIZE, _STOP, _CHECKSUM, _CHECKSUM_STOP, _KIND, _PREFIX = slice(100), slice(124, 135), 135, 148, 154, 156, 345
 _EXTENSION: Final = ord("x")
@@ -27,8 +27,26 @@ def plain_samples(
 ) -> tuple[list[str], list[list[bytes]]] | None:
     """Return the keys of samples, and for each of ``suffixes`` the fields' bytes; None where they are not all plain.
 
-    Plain is what `read_plain_sample` says; besides, all have the same members in the same order, and each suffix;
-    and all members have a time in front of them, or none.
+    Parameters and what is plain as `plain_members` has it; besides, all have each suffix.
+    """
+    found = plain_members(data, bounds)
+    if found is None or not all(suffix in found[1] for suffix in suffixes):
+        return None
+    keys, places = found
+    fields = []
+    for suffix in suffixes:
+        starts, stops = places[suffix]
+        fields.append([data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)])
+    return keys, fields
+
+
+def plain_members(
+    data: bytes | memoryview, bounds: NDArray[np.int64]
+) -> tuple[list[str], dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]] | None:
+    """Return the keys of samples, and where each field's bytes start and stop: i8[samples]; None where one is not plain.
+
+    Plain is what `read_plain_sample` says; besides, all have the same members in the same order, and all members have
+    a time in front of them, or none. Only headers are looked at.
 
     :param data: whole samples, one after the other; ``bounds`` i8[samples + 1]: where each begins, and the end.
     """
@@ -37,9 +55,9 @@ def plain_samples(
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)
     at, ends = bounds[:-1], bounds[1:]
     keys: list[bytes] = []
-    fields: dict[str, list[bytes]] = {}
+    fields: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
     while (at < ends).all():
-        at = _behind_times(data, blocks, at)
+        at = _behind_times(blocks, at, ends)
         if (at >= ends).any():
             return None
         headers = blocks[at // BLOCK]
@@ -59,23 +77,19 @@ def plain_samples(
         field = _field(names, keys)
         if field is None or field in fields or field == "__key__":
             return None
-        if field in suffixes:
-            places = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-            fields[field] = [data[start:end] for start, end in places]
-        else:
-            fields[field] = []
-    if (at != ends).any() or not all(suffix in fields for suffix in suffixes):
+        fields[field] = starts, starts + sizes
+    if (at != ends).any():
         return None
-    return [key.decode("utf-8", "surrogateescape") for key in keys], [fields[suffix] for suffix in suffixes]
+    return [key.decode("utf-8", "surrogateescape") for key in keys], fields
 
 
-def _behind_times(data: bytes, blocks: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.int64]:
+def _behind_times(blocks: NDArray[np.uint8], at: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where the members' own headers are: behind extension headers that only give a time; i8[samples]."""
-    if blocks[at[0] // BLOCK, _KIND] != _EXTENSION:
+    first = at // BLOCK
+    if blocks[first[0], _KIND] != _EXTENSION or (at + BLOCK >= ends).any():
         return at
-    for start in at.tolist():
-        middle = start + BLOCK
-        if not gives_a_time(data[start:middle], data[middle : middle + BLOCK]):
+    for extension, behind in zip(blocks[first], blocks[first + 1], strict=True):
+        if not gives_a_time(extension.tobytes(), behind.tobytes()):
             return at  # where nothing plain is found
     return at + 2 * BLOCK
 

@@ -75,14 +75,26 @@ class Collation:
             except MismatchError:
                 raise self._shape_error(number, row, cells[number]) from None
 
+    def open(self, cells: Sequence[Cell]) -> None:
+        """Make the columns that cells like these ask for, one a field, before `lend_all` and `put_all`."""
+        self._open(0, list(cells))
+
+    def lend_all(self, name: str) -> NDArray[Any]:
+        """Return all rows of a dense column that is opened, for values to be made in."""
+        column = next(column for field, column in zip(self._fields, self._columns, strict=True) if field.name == name)
+        assert isinstance(column, DenseColumn)
+        return column.lend_all()
+
     def put_all(self, columns: Sequence[Filled]) -> None:
         """Set every row at once, instead of `put`. Raises BadRequestError where the answer grows too large."""
-        cells = [
-            Cell(kind, rows.dtype.name, rows[0]) if kind == "dense" else Cell(kind, "uint8", rows[0])
-            for kind, rows in columns
-        ]
         self._memory.check(sum(8 * len(rows) + sum(map(len, rows)) for kind, rows in columns if kind != "dense"))
-        self._open(0, cells)
+        if not self._columns:
+            self.open(
+                [
+                    Cell(kind, rows.dtype.name, rows[0]) if kind == "dense" else Cell(kind, "uint8", rows[0])
+                    for kind, rows in columns
+                ]
+            )
         for column, (_, rows) in zip(self._columns, columns, strict=True):
             assert isinstance(column, DenseColumn | BytesColumn)
             column.put_all(rows)

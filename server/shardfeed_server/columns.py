@@ -27,6 +27,7 @@ __all__ = [
     "bytes_parts",
     "cell_in_words",
     "cell_of",
+    "dense_cell",
 ]
 
 _CODES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
@@ -37,7 +38,7 @@ _FLOAT64: Final = np.dtype(np.float64)
 
 
 class Filled(NamedTuple):
-    """All rows of one column, of scalars in an array of shape (rows,), or the bytes of text or bytes in a list."""
+    """All rows of one column: of a dense one in an array of shape (rows, ...), of text or bytes in a list of bytes."""
 
     kind: Kind
     rows: Any
@@ -100,6 +101,12 @@ def cell_of(value: Any, field: Field) -> Cell:
     return _array(kind, name, value, field)
 
 
+def dense_cell(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Cell | None:
+    """Return what stands for any array of a dtype and shape that is sent as it is; None where it would not be."""
+    name = _NAMES.get(dtype) if shape else None
+    return None if name is None else Cell("dense", name, np.broadcast_to(np.zeros((), dtype), shape))
+
+
 class FilledColumn(Protocol):
     """A column of an answer while its rows come in, each at most once, in any order."""
 
@@ -140,7 +147,12 @@ class DenseColumn:
 
     def put_all(self, rows: NDArray[Any]) -> None:
         """Set every row."""
-        self._rows[:] = rows
+        if rows is not self._rows:
+            self._rows[:] = rows
+
+    def lend_all(self) -> NDArray[Any]:
+        """Return all rows to be written before they are put; they are put where the same object comes back."""
+        return self._rows
 
     def clear(self, row: int) -> None:
         """Set the row to zeros."""

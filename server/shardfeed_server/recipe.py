@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardfeed_server.config import StreamConfig
-from shardfeed_server.decoding import FieldDecoder, Simple, as_imagespec_says, plain_imagespec
+from shardfeed_server.decoding import FieldDecoder, as_imagespec_says, plain_imagespec
 from shardfeed_server.draws import Draws
 from shardfeed_server.facts import facts_of, fingerprint_of
 from shardfeed_server.fields import Field, parse_fields
@@ -25,8 +25,8 @@ class Recipe:
 
     Attributes: ``fields`` in order; ``unnamed``: batches are tuples; ``extensions``: the members
     that are read; ``in_place``: the image fields that may be made in place; ``as_stored``: fields
-    whose arrays are sent as they are stored, by extension; ``simple``: all fields where no more
-    is done than that says, else None; ``facts``: everything that changes a pixel, in words;
+    whose arrays are sent as they are stored, by extension; ``simple``: by field, what is done to it
+    where no more is done than that says, else None; ``facts``: everything that changes a pixel, in words;
     ``fingerprint``: a hash of the facts, in hex. Making one imports the Python transform and
     blocks on the files it is made of.
 
@@ -52,7 +52,7 @@ class Recipe:
         resized = self._imagespecs if self._last_resizing is not None and self._python is None else {}
         self.in_place = frozenset(resized) - {name for name, _ in self._converted}
         self.as_stored = {} if self._python is not None else _as_stored(self.fields)
-        self.simple = _all_simple(self._decoders) if self._python is None else None
+        self.simple = {decoder.name: None if self._python else decoder.simple for decoder in self._decoders}
         self.facts = facts_of(self.fields, self._transforms, self._python, folder, max_pixels=config.max_pixels)
         self.fingerprint = fingerprint_of(self.facts)
 
@@ -117,12 +117,6 @@ def _as_stored(fields: Iterable[Field]) -> dict[str, str]:
         and len(field.extensions) == 1
         and field.extensions[0].rpartition(".")[2] == "npy"
     }
-
-
-def _all_simple(decoders: Iterable[FieldDecoder]) -> tuple[Simple, ...] | None:
-    found = [decoder.simple for decoder in decoders]
-    simple = tuple(field for field in found if field is not None)
-    return simple if len(simple) == len(found) else None
 
 
 def _converted(imagespecs: Mapping[str, str], python: PythonTransform | None) -> list[tuple[str, str]]:

@@ -19,15 +19,15 @@ from webdataset.decode import make_handlers
 from webdataset.keys import base_plus_ext
 from webdataset.plainsample import plain_places
 
-__all__ = ["StraightReader"]
+__all__ = ["LEAST_BYTES", "Place", "StraightReader"]
 
-_LEAST_BYTES: Final = 16_384
+LEAST_BYTES: Final = 16_384
 """A smaller array is sooner copied than guessed."""
 
 _decode: Callable[[bytes], NDArray[Any]] = make_handlers("rgb8")["npy"]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """An array in a sample's bytes: its member, what that holds before the array, where it begins, and its form."""
 
     extension: str
@@ -39,12 +39,16 @@ class _Place(NamedTuple):
 
 
 class StraightReader:
-    """Reads samples of which one array need not be copied. ``fields`` are those that it may be, by extension."""
+    """Reads samples of which one array need not be copied. ``fields`` are those that it may be, by extension.
 
-    def __init__(self, reader: SampleReader, fields: Mapping[str, str]) -> None:
-        self._reader, self._fields = reader, fields
-        self._last: _Place | None = None
-        self._guess: _Place | None = None
+    An array of less than ``least`` bytes is not guessed at. ``guess`` is where the next sample is expected to have
+    its array, None where nothing is expected.
+    """
+
+    def __init__(self, reader: SampleReader, fields: Mapping[str, str], least: int = LEAST_BYTES) -> None:
+        self._reader, self._fields, self._least = reader, fields, least
+        self._last: Place | None = None
+        self.guess: Place | None = None
         self._around = bytearray()
 
     def read(self, located: Located, rows: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class StraightReader:
 
         ``rows`` are rows of the answer by field; any may be written to. Blocks; raises the same.
         """
-        guess = self._guess
+        guess = self.guess
         if guess is not None:
             row = rows.get(self._fields[guess.extension])
             if row is not None and (row.dtype, row.shape) == (guess.dtype, guess.shape):
@@ -61,11 +65,11 @@ class StraightReader:
                     return sample
         data = self._reader.bytes_of(located)
         place = self._place(data)
-        self._guess = place if place == self._last else None
+        self.guess = place if place == self._last else None
         self._last = place
         return self._reader.sample_of(located, data)
 
-    def _guessed(self, located: Located, guess: _Place, row: NDArray[Any]) -> dict[str, Any] | None:
+    def _guessed(self, located: Located, guess: Place, row: NDArray[Any]) -> dict[str, Any] | None:
         """Return the sample where the guess is right. The row is dirty where it is not."""
         extension, head, start, size, _, _ = guess
         end, length = start + size, located.length
@@ -90,9 +94,9 @@ class StraightReader:
                 sample[suffix] = bytes(around[begin:behind])
         return sample
 
-    def _place(self, data: bytes) -> _Place | None:
+    def _place(self, data: bytes) -> Place | None:
         """Return where a sample has the largest array that may be read so."""
-        found = plain_places(data, base_plus_ext) if len(data) >= _LEAST_BYTES else None
+        found = plain_places(data, base_plus_ext) if len(data) >= self._least else None
         if found is None:
             return None
         places = {extension: place for extension, place in found[1].items() if extension in self._fields}
@@ -105,6 +109,6 @@ class StraightReader:
         except Exception:  # the recipe's decoder says why
             return None
         start = end - array.nbytes
-        if array.nbytes < _LEAST_BYTES or not array.flags.c_contiguous:
+        if array.nbytes < self._least or not array.flags.c_contiguous:
             return None
-        return _Place(extension, data[begin:start], start, array.nbytes, array.dtype, array.shape)
+        return Place(extension, data[begin:start], start, array.nbytes, array.dtype, array.shape)

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shardfeed_server.alike import Alike
 from shardfeed_server.answer import Allocate, Answer, AnswerMemory
 from shardfeed_server.collation import Collation
 from shardfeed_server.columns import Cell, cell_of
@@ -19,7 +20,7 @@ from shardfeed_server.figures import Work
 from shardfeed_server.reading import Located, SampleReader
 from shardfeed_server.recipe import Recipe
 from shardfeed_server.rows import Rows, sample_error
-from shardfeed_server.straight import StraightReader
+from shardfeed_server.straight import LEAST_BYTES, StraightReader
 from shardfeed_server.wholesale import Wholesale
 from shardfeed_wire.errors import SampleError
 from shardfeed_wire.messages import Batch, Get, Seconds, StreamInfo
@@ -55,8 +56,12 @@ class Stream:
         self.manifest = manifest
         self.recipe = Recipe(config, code_dir)
         self._reader = SampleReader(manifest, reader, self.recipe.extensions)
-        self._straight = StraightReader(self._reader, self.recipe.as_stored)
-        self._wholesale = None if self.recipe.simple is None else Wholesale(self._reader, self.recipe.simple)
+        simple = [field for field in self.recipe.simple.values() if field is not None]
+        others = [name for name, field in self.recipe.simple.items() if field is None]
+        alike = len(others) == 1 and others[0] in self.recipe.as_stored.values()
+        self._straight = StraightReader(self._reader, self.recipe.as_stored, 1 if alike else LEAST_BYTES)
+        self._alike = Alike(self._reader, self._straight, self.recipe.simple) if alike else None
+        self._wholesale = None if others else Wholesale(self._reader, simple)
         self._behind = 0
         self.work = Work()
 
@@ -83,11 +88,16 @@ class Stream:
         """
         hits, misses = self._reader.cached()
         located = self._reader.locate(block, index)
-        memory = AnswerMemory(len(located), allocate)
         rows = Rows(located)
-        collation = Collation(self.recipe.fields, len(located), memory, rows.title, self._behind)
+
+        def begin() -> tuple[AnswerMemory, Collation]:
+            memory = AnswerMemory(len(located), allocate)
+            return memory, Collation(self.recipe.fields, len(located), memory, rows.title, self._behind)
+
+        memory, collation = begin()
         times = None if bad_rows else self._at_once(located, rows, collation, at_row)
         if times is None:
+            memory, collation = begin()
             times = self._row_by_row(get, located, rows, collation, at_row, bad_rows)
         reading, decoding, collating = times
         began = now()
@@ -118,16 +128,20 @@ class Stream:
     def _at_once(
         self, located: Sequence[Located], rows: Rows, collation: Collation, at_row: Callable[[int], None]
     ) -> _Times | None:
-        """Make all rows, where they can be made without a question: see `wholesale`. Raises as `answer` does."""
-        if self._wholesale is None:
-            return None
+        """Make all rows where that goes without a question, as in `wholesale` or `alike`. Raises as `answer` does."""
         began = now()
-        found = self._wholesale.read(located, at_row)
-        if found is None:
+        if self._alike is not None:
+            alike = self._alike.read(located, collation, at_row)
+            read = now()
+            filled = None if alike is None else self._alike.decode(alike[1], collation)
+            keys = [] if alike is None else alike[0]
+        elif self._wholesale is not None:
+            found = self._wholesale.read(located, at_row)
+            read = now()
+            filled = None if found is None else self._wholesale.decode(found[1])
+            keys = [] if found is None else found[0]
+        else:
             return None
-        keys, columns = found
-        read = now()
-        filled = self._wholesale.decode(columns)
         if filled is None:
             return None
         decoded = now()

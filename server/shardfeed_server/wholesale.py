@@ -19,7 +19,7 @@ from shardfeed_server.reading import Located, SampleReader
 from webdataset.decode import decode_text
 from webdataset.plainmany import plain_samples
 
-__all__ = ["Wholesale"]
+__all__ = ["Wholesale", "filled", "windows"]
 
 _WINDOW: Final = 256 << 10
 """So much is read before it is taken apart: it stays in a core's cache. A sample of more gains nothing here."""
@@ -42,7 +42,7 @@ class Wholesale:
         """
         keys: list[str] = []
         columns: list[list[bytes]] = [[] for _ in self._fields]
-        for first, behind in _windows(located):
+        for first, behind in windows(located):
             bounds = np.zeros(behind - first + 1, dtype=np.int64)
             np.cumsum([sample.length for sample in located[first:behind]], out=bounds[1:])
             if bounds[-1] > _WINDOW:
@@ -71,12 +71,13 @@ class Wholesale:
     def decode(self, columns: Sequence[list[bytes]]) -> list[Filled] | None:
         """Return what becomes of the bytes; None where something does not decode."""
         try:
-            return [_filled(field, rows) for field, rows in zip(self._fields, columns, strict=True)]
+            return [filled(field, rows) for field, rows in zip(self._fields, columns, strict=True)]
         except (ValueError, OverflowError):  # of which UnicodeDecodeError is one
             return None
 
 
-def _filled(field: Simple, rows: list[bytes]) -> Filled:
+def filled(field: Simple, rows: list[bytes]) -> Filled:
+    """Return what becomes of a field's bytes. Raises ValueError or OverflowError where something does not decode."""
     if field.kind == "number":
         return Filled("dense", np.array(list(map(int, rows)), dtype=np.int64))
     if field.kind == "text" and not b"".join(rows).isascii():
@@ -85,12 +86,12 @@ def _filled(field: Simple, rows: list[bytes]) -> Filled:
     return Filled(field.kind, rows)
 
 
-def _windows(located: Sequence[Located]) -> Iterator[tuple[int, int]]:
-    """Cut samples into runs that fit the window, each (first, behind); one that does not fit is a run of its own."""
+def windows(located: Sequence[Located], most: int = _WINDOW) -> Iterator[tuple[int, int]]:
+    """Cut samples into runs of ``most`` bytes, each (first, behind); one that has more is a run of its own."""
     first = size = 0
     for row, sample in enumerate(located):
         size += sample.length
-        if size > _WINDOW and row > first:
+        if size > most and row > first:
             yield first, row
             first, size = row, sample.length
     yield first, len(located)
