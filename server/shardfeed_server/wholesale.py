@@ -22,7 +22,10 @@ from webdataset.plainmany import plain_samples
 __all__ = ["Wholesale", "filled", "windows"]
 
 _WINDOW: Final = 256 << 10
-"""So much is read before it is taken apart: it stays in a core's cache. A sample of more gains nothing here."""
+"""So much is read before it is taken apart: it stays in a core's cache."""
+
+_MOST_EACH: Final = 32 << 10
+"""Samples of more bytes than this, on average, are made quicker row by row: copying is then all that counts."""
 
 
 class Wholesale:
@@ -36,10 +39,12 @@ class Wholesale:
     def read(
         self, located: Sequence[Located], at_row: Callable[[int], None]
     ) -> tuple[list[str], list[list[bytes]]] | None:
-        """Return the samples' keys, and their bytes by field; None where one is large, or they are not alike.
+        """Return the samples' keys, and their bytes by field; None where they are large, or not alike.
 
         ``at_row`` is called with a row's number before its sample is touched. Blocks; raises ShardError.
         """
+        if sum(sample.length for sample in located) > _MOST_EACH * len(located):
+            return None
         keys: list[str] = []
         columns: list[list[bytes]] = [[] for _ in self._fields]
         for first, behind in windows(located):

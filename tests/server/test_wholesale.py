@@ -70,12 +70,14 @@ def test_samples_of_more_than_a_window_are_read_in_runs(tmp_path: Path) -> None:
         assert texts == ("text", columns[1])
 
 
-def test_a_sample_larger_than_the_window_is_left_to_the_other_way(tmp_path: Path) -> None:
-    samples = [*_samples(3), ("large", {"txt": b"", "bin": bytes(300_000), "cls": b"1"})]
+def test_large_samples_are_left_to_the_other_way(tmp_path: Path) -> None:
+    samples = [*_samples(30), ("large", {"txt": b"", "bin": bytes(300_000), "cls": b"1"})]
+    samples += [("larger", {"txt": b"", "bin": bytes(1_000_000), "cls": b"1"})]
     wholesale, reader, shards = _wholesale(tmp_path, samples)
     with shards:
-        assert wholesale.read(reader.first(3), lambda row: None) is not None
-        assert wholesale.read(reader.first(4), lambda row: None) is None
+        assert wholesale.read(reader.first(30), lambda row: None) is not None
+        assert wholesale.read(reader.first(31), lambda row: None) is None  # does not fit the window
+        assert wholesale.read(reader.first(32), lambda row: None) is None  # large on average
 
 
 @pytest.mark.parametrize(
