@@ -161,7 +161,8 @@ class Stream:
         """Make each row, and note those that cannot be made. Raises as `answer` does."""
         reading = decoding = collating = 0.0
         values_of, in_place = self.recipe.values, self.recipe.in_place
-        read, as_stored = self._straight.read, frozenset(self.recipe.as_stored.values())
+        as_stored = frozenset(self.recipe.as_stored.values())
+        read = self._straight.read if as_stored else lambda located, _: self._reader.read(located)
         for row, sample in enumerate(located):
             if row not in bad_rows:
                 at_row(row)
