@@ -39,7 +39,11 @@ class Ahead:
     async def _begin(
         self, manifest: ClientManifest, begin: Callable[[Pass, Iterator[Step], FetchLimits], Fetching]
     ) -> None:
-        first, self._rest = await asyncio.to_thread(self._plan, manifest)
+        try:
+            planning = asyncio.get_running_loop().run_in_executor(None, self._plan, manifest)
+        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+            return
+        first, self._rest = await planning
         self.fetching = begin(self.next_pass, iter(first), self.next_pass.limits.share(2))
 
     def _plan(self, manifest: ClientManifest) -> tuple[list[Step], Iterator[Step]]:
