@@ -55,6 +55,11 @@ class Connection:
             self._open.end_with(self)
         return self._open.session
 
+    def renew(self) -> None:
+        """Let go of a session that an error has ended, so that `session` makes another. Blocks for a moment."""
+        if self._open is not None and self._open.owner == os.getpid() and self._open.session.over:
+            self.close()
+
     def counters(self) -> dict[str, int]:
         """Return the counters of the pass under way; see `Session.counters`."""
         return self._open.session.counters() if self._open is not None and self._open.owner == os.getpid() else {}

@@ -280,6 +280,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     def _begin(self) -> tuple[Feed, int]:
         """Ask for the epoch's steps; in a DataLoader's worker, for its share of them. Returns the epoch too."""
+        self._connection.renew()
         cut, order, options = self._cut(), self._order(), self._options
         session = self._connection.session()
         epoch, consumed = self._position.begin(

@@ -64,6 +64,10 @@ class Session:
         self._pass: Pass
         self._untold: Callable[[], Waited | UnsetType]
         self._closed = False
+        self._feed: Feed | None = None
+        self._error: BaseException | None = None
+        self.over = False
+        """Whether the thread has ended, of itself where nobody called `close`: then nothing can be fetched any more."""
         self._servers: Servers
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
@@ -89,7 +93,10 @@ class Session:
         feed = Feed(lambda: self._call(self._taken, feed), lambda: self._call(self._unwanted, feed))
         ahead = self._ahead
         begun = ahead is not None and ahead.next_pass == wanted and ahead.fetching is not None
+        self._feed = feed
         self._call(self._begin, wanted, None if begun else wanted.steps(self.manifest), untold, feed)
+        if self.over:  # what was called may have come too late
+            feed.end(self._error)
         return feed
 
     def counters(self) -> dict[str, int]:
@@ -119,8 +126,13 @@ class Session:
         except BaseException as error:
             log.exception("shardfeed's network thread failed; this is a defect")
             self._failed(error)
+        finally:
+            self.over = True
+            if self._feed is not None:
+                self._feed.end(self._error)
 
     def _failed(self, error: BaseException) -> None:
+        self._error = error
         if self._fetching is not None:
             self._fetching.feed.end(error)
         if not self._ready.done():
@@ -130,12 +142,13 @@ class Session:
         self._stop, network = asyncio.Event(), Network(self._keys)
         self._servers = Servers(self._endpoints, self._stream, self._greeting, network, self)
         self._loop = asyncio.get_running_loop()
-        stop = asyncio.create_task(self._stop.wait())
-        running: list[asyncio.Task[None]] = [
+        stop: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
+        running: list[asyncio.Future[Any]] = [
             asyncio.create_task(self._servers.follow()),
             asyncio.create_task(self._tick()),
+            self._failure_of_a_callback(),
         ]
-        connecting = asyncio.create_task(self._servers.connect(self._timeout))
+        connecting: asyncio.Future[Any] = asyncio.create_task(self._servers.connect(self._timeout))
         if self._closed:
             self._stop.set()
         try:
@@ -146,6 +159,9 @@ class Session:
             for task in running:
                 if task.done():
                     task.result()
+        except BaseException as error:
+            self._failed(error)  # before the feed is ended as if the epoch were over
+            raise
         finally:
             for ending in (stop, connecting, *running):
                 ending.cancel()
@@ -155,6 +171,20 @@ class Session:
             network.close()
             if self._fetching is not None:
                 self._fetching.feed.end()
+
+    def _failure_of_a_callback(self) -> asyncio.Future[None]:
+        """Return what raises where a callback of the loop does, which asyncio would log while the trainer waits."""
+        failure = self._loop.create_future()
+
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            if "handle" in context and error is not None and not failure.done():
+                failure.set_exception(error)
+            else:
+                loop.default_exception_handler(context)
+
+        self._loop.set_exception_handler(handle)
+        return failure
 
     async def _tick(self) -> None:
         while True:

@@ -11,13 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from shardfeed import ConfigError, RemoteDataset
+from shardfeed import ConfigError, RemoteDataset, delivery, fetching
+from shardfeed.feed import Delivered
+from shardfeed.routing import Step
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
@@ -101,6 +104,46 @@ def test_closing_ends_the_thread_and_iterating_again_connects_anew(server: Loade
     dataset.set_epoch(0)
     assert keys(dataset) == first
     dataset.close()
+
+
+def test_endpoints_that_raise_in_mid_epoch_end_the_pass_with_their_error_and_the_next_pass_is_whole(
+    server: Loader,
+) -> None:
+    wrong = False
+
+    def endpoints() -> list[str]:
+        if wrong:
+            raise ConfigError("no such deployment")
+        return [server.url]
+
+    with RemoteDataset(endpoints, batch_size=16, prefetch_bytes=1, info=True) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        wrong = True
+        wait_until(lambda: not network_threads(), what="the end of the network thread")
+        with pytest.raises(ConfigError, match="no such deployment"):
+            list(batches)
+        wrong = False
+        assert len(keys(dataset)) == SAMPLES
+
+
+@pytest.mark.parametrize("prefetch_bytes", [1, 256 << 20], ids=["while_taking", "while_reading"])
+def test_a_defect_of_the_client_in_mid_epoch_is_raised_and_never_looks_like_the_epochs_end(
+    server: Loader, monkeypatch: pytest.MonkeyPatch, prefetch_bytes: int
+) -> None:
+    def deliver(step: Step, *rest: Any) -> Delivered:
+        if step.number == 3:
+            raise ZeroDivisionError
+        return well(step, *rest)
+
+    well = delivery.deliver
+    monkeypatch.setattr(fetching, "deliver", deliver)
+    with RemoteDataset(server.url, batch_size=16, prefetch_bytes=prefetch_bytes) as dataset:
+        batches = iter(dataset)
+        for _ in range(3):
+            next(batches)
+        with pytest.raises(ZeroDivisionError):
+            next(batches)
 
 
 def test_a_newer_iterator_ends_the_older(server: Loader) -> None:
