@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from shardfeed_wire.errors import DataMismatchError, RecipeMismatchError, RefusedError, UnknownStreamError
+from shardfeed_wire.errors import (
+    DataMismatchError,
+    MessageError,
+    RecipeMismatchError,
+    RefusedError,
+    UnknownStreamError,
+)
 from shardfeed_wire.messages import StreamInfo, Welcome
 
 __all__ = ["Agreement"]
@@ -33,12 +39,17 @@ class Agreement:
         """Note that a server does not fit."""
         self._refused = reason
 
-    def join(self, url: str, welcome: Welcome) -> None:
-        """Take a server in; raises the RefusedError that says how it differs."""
+    def join(self, url: str, welcome: Welcome) -> StreamInfo:
+        """Take a server in, and return what it says of the stream.
+
+        Raises the RefusedError that says how it differs, and MessageError for what no server says.
+        """
         info = next((stream for stream in welcome.streams if stream.name == self._stream), None)
         if info is None:
             served = ", ".join(sorted(stream.name for stream in welcome.streams)) or "none"
             raise UnknownStreamError(f"{url} serves no stream {self._stream!r}; it serves: {served}. Pass stream=")
+        if not info.data.isalnum():
+            raise MessageError(f"a data fingerprint is made of letters and digits, not {info.data[:100]!r}")
         agreed = self._info
         if agreed is None:
             self._first, self._info = url, info
@@ -55,6 +66,7 @@ class Agreement:
                 f"{url} and {self._first} make stream {self._stream!r} by different recipes "
                 f"({facts or 'unknown parts'}). Give both the same configuration and versions"
             )
+        return info
 
 
 def _data(info: StreamInfo) -> str:

@@ -128,13 +128,13 @@ def _check_ragged(column: Column, parts: tuple[NDArray[Any], ...], rows: int) ->
         if not fits or math.prod(size for size in shape if size) > _MOST_ELEMENTS:
             raise MessageError(f"column {column.name!r}: row {row} of shape {tuple(shape)} does not fit its offsets")
     if column.padding is not None:
-        _check_padding(column.name, column.padding, values.dtype)
+        _check_padding(column.name, column.padding, column.dtype)
 
 
-def _check_padding(name: str, padding: Padding, dtype: np.dtype[Any]) -> None:
+def _check_padding(name: str, padding: Padding, dtype: str) -> None:
     if padding.length is not None and not 0 <= padding.length <= _MOST_ELEMENTS:
         raise MessageError(f"column {name!r}: it cannot be padded to a length of {padding.length}")
-    if dtype.kind in "iu" and not np.iinfo(dtype).min <= padding.value <= np.iinfo(dtype).max:
+    if not padding.fits(dtype):
         raise MessageError(f"column {name!r}: {padding.value} is no {dtype} to pad with")
 
 

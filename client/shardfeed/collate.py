@@ -19,6 +19,7 @@ from shardfeed_wire.messages import Column, Failure
 __all__ = ["Part", "assemble"]
 
 _MOST_PADDED = 4 << 30
+_INDEX_BYTES = 8
 
 _COPY_BELOW = 65_536
 """A smaller tensor is copied: its message's memory may be shared with others, and is then free at once."""
@@ -89,7 +90,11 @@ def _sample_error(failure: Failure, count: int, *, every: bool) -> SampleError:
 
 def _same_column(part: Part, number: int, column: Column) -> bool:
     columns = part.answer.columns
-    return number < len(columns) and (columns[number][0].name, columns[number][0].kind) == (column.name, column.kind)
+    if number >= len(columns):
+        return False
+    other = columns[number][0]
+    same = (other.name, other.kind) == (column.name, column.kind)
+    return same and (column.kind != "ragged" or other.dtype == column.dtype)
 
 
 _Pieces = Sequence[tuple[Part, tuple[NDArray[Any], ...]]]
@@ -126,7 +131,8 @@ def _dense(column: Column, pieces: _Pieces, rows: int, good: NDArray[np.bool_], 
             out[part.select] = array
     if not good.all():
         bad = np.flatnonzero(~good)
-        tensor[torch.from_numpy(bad)] = tensor[int(np.argmax(good))].clone()
+        filled = tensor.numpy()  # torch cannot fill rows of every dtype
+        filled[bad] = filled[int(np.argmax(good))]
     return tensor.view(getattr(torch, column.dtype)) if column.dtype in ("bool", "bfloat16") else tensor
 
 
@@ -155,7 +161,9 @@ def _ragged(batch: dict[str, Any], column: Column, pieces: _Pieces, rows: int, g
     shape = np.max([item.shape for item in items], axis=0)
     if column.padding.length is not None:
         shape[0] = column.padding.length
-    _check_padded(column.name, rows * math.prod(shape.tolist()) * items[0].itemsize)
+    sizes = shape.tolist()
+    mask_bytes = 0 if column.padding.mask is None else (rows + _INDEX_BYTES) * sizes[0]
+    _check_padded(column.name, rows * math.prod(sizes) * items[0].itemsize + mask_bytes)
     value = torch.full((rows, *shape.tolist()), column.padding.value, dtype=logical or _torch_dtype(items[0].dtype))
     out = value.view(_torch_dtype(items[0].dtype)).numpy() if logical else value.numpy()
     lengths = np.zeros(rows, np.int64)

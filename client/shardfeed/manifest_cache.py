@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from shardfeed_wire import tenbin
 from shardfeed_wire.errors import MessageError, TenbinError
+from shardfeed_wire.messages import StreamInfo
 
 __all__ = ["ClientManifest", "cached_manifest", "keep_manifest", "parse_manifest"]
 
@@ -31,8 +32,11 @@ class ClientManifest:
         return int(self.block_sizes[first:block].sum(dtype=np.int64))
 
 
-def parse_manifest(tensors: list[NDArray[Any]], *, samples: int) -> ClientManifest:
-    """Check and return a manifest as it came; raises MessageError where its parts do not fit each other."""
+def parse_manifest(tensors: list[NDArray[Any]], info: StreamInfo) -> ClientManifest:
+    """Check and return a stream's manifest as it came.
+
+    Raises MessageError where its parts do not fit each other, or what the server said of the stream.
+    """
     if len(tensors) < 4:
         raise MessageError(f"a manifest has 4 tensors, not {len(tensors)}")
     sizes, shard_blocks, text, offsets = tensors[:4]
@@ -40,13 +44,14 @@ def parse_manifest(tensors: list[NDArray[Any]], *, samples: int) -> ClientManife
         [part.dtype.name for part in tensors[:4]] == ["uint16", "uint32", "uint8", "int64"]
         and {sizes.ndim, shard_blocks.ndim, text.ndim, offsets.ndim} == {1}
         and int(shard_blocks.sum(dtype=np.int64)) == len(sizes)
-        and int(sizes.sum(dtype=np.int64)) == samples
+        and int(sizes.sum(dtype=np.int64)) == info.samples
+        and (len(sizes), len(shard_blocks)) == (info.blocks, info.shards)
         and len(offsets) == len(shard_blocks) + 1
         and bool((offsets[1:] >= offsets[:-1]).all())
         and 0 <= int(offsets[0]) <= int(offsets[-1]) <= len(text)
     )
     if not fits:
-        raise MessageError("the manifest's tensors do not fit each other")
+        raise MessageError("the manifest's tensors do not fit each other, or what the server says of the stream")
     raw, ends = text.tobytes(), offsets.tolist()
     names = tuple(raw[ends[n] : ends[n + 1]].decode("utf-8", "surrogateescape") for n in range(len(shard_blocks)))
     shards = np.repeat(np.arange(len(shard_blocks), dtype=np.uint32), shard_blocks)
@@ -54,27 +59,27 @@ def parse_manifest(tensors: list[NDArray[Any]], *, samples: int) -> ClientManife
 
 
 def _path(fingerprint: str) -> Path:
-    if not fingerprint.isalnum():
-        raise MessageError(f"a data fingerprint is made of letters and digits, not {fingerprint!r}")
+    assert fingerprint.isalnum(), "`Agreement` sees to it"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "shardfeed" / "client" / f"{fingerprint}.ten"
 
 
-def cached_manifest(fingerprint: str, *, samples: int) -> ClientManifest | None:
-    """Return the manifest kept for a data fingerprint, or None. A damaged file counts as none."""
+def cached_manifest(info: StreamInfo) -> ClientManifest | None:
+    """Return the manifest kept for a stream's data fingerprint, or None. A damaged file counts as none."""
     try:
-        return parse_manifest(tenbin.decode_buffer(_path(fingerprint).read_bytes()), samples=samples)
+        return parse_manifest(tenbin.decode_buffer(_path(info.data).read_bytes()), info)
     except (OSError, TenbinError, MessageError, RuntimeError):
         return None
 
 
 def keep_manifest(fingerprint: str, tensors: list[NDArray[Any]]) -> None:
     """Keep a manifest for the next time; where the disk does not allow it, do without."""
-    path = _path(fingerprint)
     try:
+        path = _path(fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(tenbin.encode_buffer(tensors[:4]))
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", ignore_cleanup_errors=True) as folder:
+            whole = Path(folder) / path.name
+            whole.write_bytes(tenbin.encode_buffer(tensors[:4]))
+            whole.replace(path)
     except (OSError, RuntimeError):
         return

@@ -22,7 +22,7 @@ class ManifestQuery:
 
     def __init__(self, url: str, stream: str, info: StreamInfo) -> None:
         """Make the question; whoever has the connection sends ``message``."""
-        self._url, self._samples = url, info.samples
+        self._url, self._info = url, info
         self.message = GetManifest(request=_NUMBER, stream=stream, data=info.data)
         self._answer: asyncio.Future[list[NDArray[Any]]] = asyncio.get_running_loop().create_future()
 
@@ -34,7 +34,7 @@ class ManifestQuery:
         """
         tensors = await self._answer
         try:
-            return parse_manifest(tensors, samples=self._samples), tensors
+            return parse_manifest(tensors, self._info), tensors
         except MessageError as error:
             raise RefusedError(f"{self._url}: {error}") from error
 

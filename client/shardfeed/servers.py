@@ -183,7 +183,7 @@ class Servers:
 
     async def _get_manifest(self) -> ClientManifest:
         info = self.info
-        kept = await asyncio.to_thread(cached_manifest, info.data, samples=info.samples)
+        kept = await asyncio.to_thread(cached_manifest, info)
         while kept is None:
             await self._until(lambda: bool(self._up))
             url = next(iter(self._up))
@@ -219,8 +219,7 @@ class Servers:
 
     def welcomed(self, peer: Peer, welcome: Welcome) -> None:
         """Take a server that serves the stream as agreed; see `PeerHandler`."""
-        self._agreement.join(peer.url, welcome)
-        info = next(stream for stream in welcome.streams if stream.name == self._stream)
+        info = self._agreement.join(peer.url, welcome)
         self._up[peer.url] = ServerUp(peer.url, slots=2 * welcome.workers + 1, shards=_readable(info))
         self._changed.set()
         self._listener.happened(self._up[peer.url])
@@ -258,7 +257,7 @@ def _readable(info: StreamInfo) -> frozenset[int] | None:
     """Return the shards that a server reads, by number; None for all."""
     if info.readable is None:
         return None
-    if info.shards > 8 * len(info.readable):
+    if not 0 <= info.shards <= 8 * len(info.readable):
         raise MessageError(f"it says that it has {info.shards} shards, and of fewer whether it reads them")
     bits = np.unpackbits(np.frombuffer(info.readable, np.uint8), count=info.shards, bitorder="little")
     return frozenset(np.flatnonzero(bits).tolist())

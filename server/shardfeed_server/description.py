@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shardfeed_server.columns import Cell
 from shardfeed_server.fields import Field
-from shardfeed_wire.errors import ShapeError
+from shardfeed_wire.errors import ConfigError, ShapeError
 from shardfeed_wire.messages import Column
 
 __all__ = ["describe_columns"]
@@ -16,7 +16,8 @@ def describe_columns(fields: Sequence[Field], samples: Sequence[Sequence[Cell]])
     """Return one column a field, from the cells of at least one sample.
 
     A dimension that varies between samples is None, and the whole shape is, where the number of
-    dimensions does. Raises ShapeError where a field's kind or dtype varies.
+    dimensions does. Raises ShapeError where a field's kind or dtype varies, and
+    ConfigError for a pad_value that its dtype does not have.
     """
     return tuple(_describe(field, [cells[number] for cells in samples]) for number, field in enumerate(fields))
 
@@ -32,6 +33,11 @@ def _describe(field: Field, cells: Sequence[Cell]) -> Column:
             )
     if first.kind in ("text", "bytes", "json"):
         return Column(name=field.name, kind=first.kind)
+    if field.padding is not None and not field.padding.fits(first.dtype):
+        raise ConfigError(
+            f"field {field.name!r}: pad_value = {field.padding.value:g} is no {first.dtype}, which the field holds; "
+            "write one that is"
+        )
     shapes = [cell.shape for cell in cells]
     shape: tuple[int | None, ...] | None = None
     if len({len(one) for one in shapes}) == 1:

@@ -159,6 +159,17 @@ def test_padding_that_would_take_all_memory_is_an_error_before_it_is_taken() -> 
     column = Column(name="m", kind="ragged", dtype="int64", padding=Padding(length=1 << 39))
     with pytest.raises(ShapeError, match="max_len"):
         made(part([0], (column, [np.ones(1, np.int64)])), rows=1)
+    masked = Column(name="m", kind="ragged", dtype="int64", padding=Padding(length=1 << 39, mask="mask"))
+    with pytest.raises(ShapeError, match="max_len"):  # the mask alone is that large
+        made(part([0], (masked, [np.ones((1, 0), np.int64)])), rows=1)
+
+
+@pytest.mark.parametrize(("dtype", "sent"), [("bfloat16", np.uint16), ("float16", np.float16), ("int8", np.int8)])
+def test_rows_of_every_kind_of_number_are_padded_with_what_is_below_zero(dtype: str, sent: type[np.generic]) -> None:
+    column = Column(name="m", kind="ragged", dtype=dtype, padding=Padding(value=-100))
+    columns, _ = made(part([0, 1], (column, [np.ones(1, sent), np.ones(2, sent)])), rows=2)
+    assert columns["m"].dtype == getattr(torch, dtype)
+    assert float(columns["m"][0, 1]) == -100
 
 
 # ------------------------------------------------------------------------------------------- bad rows
@@ -188,6 +199,18 @@ def test_masked_rows_repeat_a_good_one_and_are_not_good() -> None:
     assert [tensor.tolist() for tensor in columns["r"]] == [[7], [7], [8, 9]]
     assert columns["t"] == ["one", "one", "three"]
     assert columns["j"] == [[1], [1], [3]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint16", "uint32", "uint64", "bool", "uint8", "float64"])
+@pytest.mark.parametrize("size", [2, 100_000], ids=["copied", "in_place"])
+def test_dense_rows_of_every_dtype_are_masked(dtype: str, size: int) -> None:
+    sent = {"bfloat16": "uint16", "bool": "uint8"}.get(dtype, dtype)
+    column = Column(name="x", dtype=dtype, shape=(size,))
+    rows = [np.full(size, value, sent) for value in (0, 1, 0)]
+    columns, good = made(part([0, 1, 2], (column, rows), failed={0: "broken"}), rows=3, on_error="mask")
+    assert good == [False, True, True]
+    assert columns["x"].dtype == getattr(torch, dtype)
+    assert torch.equal(columns["x"][0].view(torch.uint8), columns["x"][1].view(torch.uint8))
 
 
 def test_an_answer_all_of_whose_rows_failed_is_masked_from_another_answer() -> None:
@@ -228,3 +251,7 @@ def test_servers_that_answer_with_different_columns_are_an_error() -> None:
     two = (Column(name="z", kind="text"), [b"a"])
     with pytest.raises(ShapeError, match="other columns than 'y'"):
         made(part([0], one), part([1], two), rows=2)
+    flags = (Column(name="y", kind="ragged", dtype="bool"), [np.ones(1, np.uint8)])
+    numbers = (Column(name="y", kind="ragged", dtype="float32"), [np.ones((), np.float32)])
+    with pytest.raises(ShapeError, match="other columns than 'y'"):
+        made(part([0], flags), part([1], numbers), rows=2)

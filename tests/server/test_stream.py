@@ -185,6 +185,15 @@ def test_padded_columns_travel_ragged_and_are_cut_to_max_len(tmp_path: Path) -> 
     assert served.describe().columns[0].shape == (None, 2)
 
 
+def test_a_pad_value_that_the_field_cannot_hold_is_refused_at_the_start(tmp_path: Path) -> None:
+    from shardfeed_server.config import FieldConfig
+
+    field = FieldConfig(ext="npy", collate="pad", pad_value=-100)
+    served = serve(tmp_path, [("a", {"npy": _npy(np.ones(3, np.uint8))})], fields={"ids": field})
+    with pytest.raises(ConfigError, match=r"'ids': pad_value = -100 is no uint8"):
+        served.describe()
+
+
 def test_a_bad_sample_is_a_failure_and_its_row_zero(tmp_path: Path) -> None:
     good = {"png": encoded(TINY), "cls": b"1", "txt": b"hello"}
     samples = [

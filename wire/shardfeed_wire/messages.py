@@ -6,6 +6,7 @@ The tensors follow in order. `docs/protocol.md` is the specification; unknown fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -53,6 +54,8 @@ MAX_CONTROL_BYTES: Final = 16 << 20
 MAX_REQUEST_ROWS: Final = 16_384
 """The most samples that one Get may name."""
 
+_MOST_BFLOAT16: Final = float.fromhex("0x1.fep127")
+
 Kind: TypeAlias = Literal["dense", "ragged", "text", "bytes", "json"]
 Reason: TypeAlias = Literal[
     "busy",
@@ -88,6 +91,17 @@ class Padding(_Part, frozen=True, kw_only=True):
     value: float = 0
     length: int | None = None
     mask: str | None = None
+
+    def fits(self, dtype: str) -> bool:
+        """Say whether ``value`` is one that a column of this logical dtype can hold."""
+        if dtype == "bool":
+            return self.value in (0, 1)
+        if dtype == "bfloat16":
+            return not math.isfinite(self.value) or abs(self.value) <= _MOST_BFLOAT16
+        numbers = np.dtype(dtype)
+        if numbers.kind in "iu":
+            return np.iinfo(numbers).min <= self.value <= np.iinfo(numbers).max and self.value == int(self.value)
+        return not math.isfinite(self.value) or abs(self.value) <= float(np.finfo(numbers).max)
 
 
 class Column(_Part, frozen=True, kw_only=True):
