@@ -41,6 +41,8 @@ _INTEGERS = "cls cls2 class count index inx id"
 _TEXTS = "txt text transcript"
 _IMAGES = "png jpg jpeg img image pbm pgm ppm"
 _PICKLES = "pyd pickle pth"
+_MOST_UNPACKED = 1 << 30
+"""Bytes of an .npz file's arrays: it may be a thousandth of that itself."""
 CONTAINERS = ("mp", "json", "ten", "pyd")
 
 
@@ -185,6 +187,11 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def _decode_npz(data: bytes) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _MOST_UNPACKED:
+            raise ValueError(
+                f"its arrays take {unpacked:,} bytes unpacked, more than the {_MOST_UNPACKED:,} that are decoded"
+            )
         return {name.removesuffix(".npy"): _decode_npy(archive.read(name)) for name in archive.namelist()}
 
 

@@ -12,6 +12,7 @@ the shard itself: the first, the last, and some between.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = ["foreign_index_of_file", "foreign_index_of_object", "index_from_forei
 _DALI = b"v1."
 _DALI_VERSION = "v1.2"
 _MOST_BYTES = 1 << 30
+_COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
 
 U8: TypeAlias = "np.ndarray[Any, np.dtype[np.uint64]]"
 
@@ -70,7 +72,7 @@ def index_from_foreign(data: bytes, read: Read, size: int, mtime_ns: int, etag: 
 def _dali(data: bytes, size: int) -> _Layout:
     head, _, body = data.partition(b"\n")
     version, _, count = head.decode("ascii", "replace").partition(" ")
-    if version != _DALI_VERSION or not count.strip().isdigit():
+    if version != _DALI_VERSION or not _COUNT.fullmatch(count):
         raise ShardError(f"its index is of DALI's version {version!r}; {_DALI_VERSION} is read: make it with wds2idx")
     lines = body.decode("utf-8", "surrogateescape").splitlines()
     if len(lines) != int(count):
@@ -88,7 +90,10 @@ def _dali(data: bytes, size: int) -> _Layout:
             samples[-1].append((path, offset, length))
     if not samples:
         raise ShardError("its index has no samples")
-    ends = np.array([files[-1][1] + padded(files[-1][2]) for files in samples], dtype=np.uint64)
+    try:
+        ends = np.array([files[-1][1] + padded(files[-1][2]) for files in samples], dtype=np.uint64)
+    except OverflowError:
+        raise ShardError(f"its index does not fit a tar of {size} bytes") from None
     # Headers of any length come before the first file's data; what else lies there is skipped when read.
     starts = np.concatenate([np.zeros(1, np.uint64), ends[:-1]])
     return _Layout(starts, ends, layout_digest(ends, size), samples.__getitem__)

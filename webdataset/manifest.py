@@ -28,6 +28,7 @@ BLOCK_BYTES = 4 << 20
 BLOCK_SAMPLES = 4096
 
 _VERSION = 1
+_MOST_OFFSET = (1 << 64) - 1
 _ARRAYS = ("manifest", "size", "mtime_ns", "digest", "samples", "blocks", "start", "length")
 
 U2: TypeAlias = "np.ndarray[Any, np.dtype[np.uint16]]"
@@ -161,7 +162,7 @@ class Manifest:
         except OSError as error:
             reason = f"cannot be read: {error.strerror}; make it with `shardfeed index`"
             raise ConfigError(f"manifest {path}: {reason}") from error
-        except (TenbinError, msgspec.MsgspecError, ValueError) as error:
+        except (TenbinError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ConfigError(f"manifest {path}: {error}; make it again with `shardfeed index`") from error
 
     @classmethod
@@ -308,7 +309,7 @@ def cut_blocks(lengths: U8, block_bytes: int) -> U2:
     first = 0
     before = 0
     while first < len(ends):
-        last = int(np.searchsorted(ends, np.uint64(before + block_bytes)))
+        last = int(np.searchsorted(ends, np.uint64(min(before + block_bytes, _MOST_OFFSET))))
         stop = min(last + 1, first + BLOCK_SAMPLES, len(ends))
         sizes.append(stop - first)
         first = stop

@@ -105,7 +105,7 @@ def _read_classes(file: Path) -> dict[str, int]:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}; give a classes.json that `pack` wrote") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f'{file} must be JSON such as {{"cat": 0, "dog": 1}}: {error}') from error
 
 

@@ -33,6 +33,7 @@ __all__ = [
 _CODES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _NAMES: Final = {np.dtype(code): np.dtype(code).name for code in _CODES}
 _SMALL_ROW: Final = 4096
+_MOST_DIMENSIONS: Final = 32
 _INT64: Final = np.dtype(np.int64)
 _FLOAT64: Final = np.dtype(np.float64)
 
@@ -260,6 +261,8 @@ def _is_tensor(value: object) -> bool:
 def _array(kind: Kind, dtype: str, array: NDArray[Any], field: Field) -> Cell:
     if array.ndim == 0:
         return Cell("dense", dtype, array)
+    if array.ndim > _MOST_DIMENSIONS:
+        raise _not_a_column(field, f"it has {array.ndim} dimensions; arrays of at most {_MOST_DIMENSIONS} can be sent")
     if field.padding is not None and field.padding.length is not None:
         array = array[: field.padding.length]
     return Cell(kind, dtype, array)

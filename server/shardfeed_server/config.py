@@ -173,7 +173,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
         raise ConfigError(
             f"cannot read the configuration {file}: {error.strerror}; give --config a TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not each is a TOMLDecodeError: a number of 5,000 digits is none
         raise ConfigError(f"{file} is not TOML: {error}; correct that line") from error
     folder = file.parent
     for key in ("code_dir", "cache_dir", "curve"):
@@ -273,6 +273,8 @@ def _read_field(value: object, place: Place, folder: Path) -> str | FieldConfig:
 
 def _joined(folder: Path, path: str, place: Place) -> str:
     """Join a path to a folder, unless it is absolute, a URL or a pipe."""
+    if "\0" in path:
+        raise place.error(f"found {path!r}: no path holds a zero byte; write one that is there")
     if "://" in path or path.startswith(("/", "pipe:")):
         return path
     if path.startswith("~"):

@@ -176,7 +176,7 @@ def _labels(name: str, given: Mapping[str, int] | str) -> Mapping[str, int]:
         return msgspec.json.decode(Path(given).read_bytes(), type=dict[str, int])
     except OSError as error:
         raise ConfigError(f"field {name!r}: the label map {given} cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(
             f'field {name!r}: the label map {given} must be JSON such as {{"cat": 0}}: {error}'
         ) from error

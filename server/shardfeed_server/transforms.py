@@ -163,7 +163,7 @@ def parse_transform(text: str) -> Transform:
         return Flip(_probability(text, argument) if equals else 0.5)
     sizes = (
         [int(number) for number in re.findall(r"[0-9]+", argument)]
-        if re.fullmatch(r"\d+(x\d+)?", argument, re.A)
+        if re.fullmatch(r"\d{1,9}(x\d{1,9})?", argument, re.A)
         else []
     )
     if not sizes or not all(1 <= size <= _MOST for size in sizes):

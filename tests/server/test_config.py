@@ -95,6 +95,10 @@ def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
         ("bind = []\n" + STREAM, ["bind is empty"]),
         ("bind = 'nowhere'\n" + STREAM, ["'nowhere'", "tcp://"]),
         ("a = = 1", ["not TOML"]),
+        ("workers = " + "9" * 5000, ["not TOML", "digits"]),
+        ("workers = " + "[" * 5000, ["not TOML", "recursion"]),
+        (STREAM + "manifest = 'here\\u0000.ten'".replace("'", '"'), ["streams.train.manifest", "zero byte"]),
+        ('code_dir = "/code\\u0000"\n' + STREAM, ["code_dir", "zero byte"]),
     ],
 )
 def test_an_error_names_the_file_the_place_and_what_to_write(tmp_path: Path, text: str, said: list[str]) -> None:

@@ -75,6 +75,7 @@ def test_masks_are_known_by_name_or_extension(name: str, ext: str, way: str) -> 
         ({"fields": {"a": FieldConfig(ext="cls", label_map="none.json")}}, ["'a'", "none.json", "cannot be read"]),
         ({"fields": "cls", "transforms": ("flip",)}, ["flip", "has none"]),
         ({"transforms": ("flop",)}, ["did you mean 'flip'"]),
+        ({"transforms": ("resize=" + "9" * 5000,)}, ["1 to 65535"]),
         ({"transform": "noname"}, ["module:name"]),
         ({"transform": "no_such_module_here:f"}, ["no_such_module_here", "ModuleNotFoundError", "no code_dir is set"]),
     ],
@@ -88,9 +89,10 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_what_to_write(config: dict
 
 def test_a_label_map_that_is_no_table_of_numbers_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    path.write_text('["cat"]')
-    with pytest.raises(ConfigError, match=r'labels\.json must be JSON such as \{"cat": 0\}'):
-        Recipe(_config(fields={"label": FieldConfig(ext="cls", label_map=str(path))}))
+    for written in (b'["cat"]', b'{"\xff": 1}', b'{"cat": ' + b"[" * 5000):
+        path.write_bytes(written)
+        with pytest.raises(ConfigError, match=r'labels\.json must be JSON such as \{"cat": 0\}'):
+            Recipe(_config(fields={"label": FieldConfig(ext="cls", label_map=str(path))}))
 
 
 def test_pickles_may_be_sent_as_bytes() -> None:

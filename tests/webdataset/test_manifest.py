@@ -87,6 +87,7 @@ def test_a_block_ends_with_the_sample_by_which_its_bytes_reach_the_limit(lengths
 def test_a_block_ends_with_its_4096th_sample() -> None:
     sizes = cut_blocks(np.ones(2 * BLOCK_SAMPLES + 1, dtype=np.uint64), 1 << 40)
     assert sizes.tolist() == [4096, 4096, 1]
+    assert cut_blocks(np.ones(3, dtype=np.uint64), 1 << 80).tolist() == [3]
 
 
 names = st.lists(st.sampled_from(["a", "b", "d/a"]), max_size=12).flatmap(
@@ -190,6 +191,7 @@ def test_other_tenbin_files_and_manifests_with_wrong_counts_are_refused(manifest
         ("digest", lambda a: a ^ 1, "fingerprint"),
         ("digest", lambda a: a[:, :8], "digests of shape"),
         ("manifest", lambda a: a[:-1], "truncated"),
+        ("manifest", lambda a: np.frombuffer(b'{"new":' + b"[" * 5000, np.uint8), "recursion"),
     ]:
         changed = [change(array) if info == name else array for array, info in zip(arrays, infos, strict=True)]
         cases.append((encode_buffer(changed, infos), message))

@@ -265,6 +265,8 @@ def test_the_other_sides_file_is_refused_by_name(keys: Path) -> None:
         (f'public = "{"~" * 40}"', "public must be a key of 40 characters"),
         (f'public = "{"#" * 40}"', "public must be a key of 40 characters"),
         ("public = ", "is not TOML"),
+        ("public = " + "9" * 5000, "is not TOML"),
+        ("public = " + "[" * 5000, "is not TOML"),
         (f'public = "{"a" * 40}"\nstream = ["x"]', "there is no key 'stream' here"),
         (f'public = "{"a" * 40}"\nstreams = "x"', "write a list of streams"),
     ],

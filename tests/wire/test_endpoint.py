@@ -151,7 +151,9 @@ def test_braces_beside_each_other_give_every_pair(left: str, right: str) -> None
     assert expand_braces(left + right) == together
 
 
-@pytest.mark.parametrize("text", ["{1..3", "1..3}", "a{b{1,2}", "{0..9999999999}", "{0..999}{0..999}{0..999}"])
+@pytest.mark.parametrize(
+    "text", ["{1..3", "1..3}", "a{b{1,2}", "{0..9999999999}", "{0..999}{0..999}{0..999}", "{a}" * 2000]
+)
 def test_a_brace_that_does_not_close_and_too_many_names_are_configuration_errors(text: str) -> None:
     with pytest.raises(ConfigError):
         expand_braces(text)

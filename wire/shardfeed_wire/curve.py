@@ -205,7 +205,7 @@ def _read_table(file: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no key file {file}; make keys with `shardfeed keygen`") from error
     except OSError as error:
         raise ConfigError(f"the key file {file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not each is a TOMLDecodeError
         raise ConfigError(f"the key file {file} is not TOML: {error}") from error
 
 

@@ -105,7 +105,10 @@ def expand_braces(text: str) -> list[str]:
     Returns the expansions in order, at most a million; raises ConfigError for a brace that does not
     close and for more than that. A brace with neither a comma nor a range is left as it stands.
     """
-    return _expand(text, text)
+    try:
+        return _expand(text, text)
+    except RecursionError:
+        raise ConfigError(f"{text[:100]!r}... has more braces than can be expanded; write several names") from None
 
 
 def _expand(text: str, whole: str) -> list[str]:
