@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["shardfeed_wire", "webdataset", "shardfeed_server", "msgspec"]):
+with atheris.instrument_imports(include=["shardfeed_wire", "webdataset", "shardfeed_server", "shardfeed", "msgspec"]):
     from tests.fuzz.targets import SEEDS, TARGETS
 
 
