@@ -33,7 +33,7 @@ __all__ = ["foreign_index_of_file", "foreign_index_of_object", "index_from_forei
 _DALI = b"v1."
 _DALI_VERSION = "v1.2"
 _MOST_BYTES = 1 << 30
-_COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
+_COUNT = re.compile(r"[0-9]{1,18}")
 
 U8: TypeAlias = "np.ndarray[Any, np.dtype[np.uint64]]"
 
@@ -71,7 +71,7 @@ def index_from_foreign(data: bytes, read: Read, size: int, mtime_ns: int, etag: 
 
 def _dali(data: bytes, size: int) -> _Layout:
     head, _, body = data.partition(b"\n")
-    version, _, count = head.decode("ascii", "replace").partition(" ")
+    version, _, count = head.decode("ascii", "replace").strip().partition(" ")
     if version != _DALI_VERSION or not _COUNT.fullmatch(count):
         raise ShardError(f"its index is of DALI's version {version!r}; {_DALI_VERSION} is read: make it with wds2idx")
     lines = body.decode("utf-8", "surrogateescape").splitlines()

@@ -73,6 +73,7 @@ def read_bookmark(state: Mapping[str, Any]) -> Bookmark:
     if bookmark.version != _VERSION:
         raise ConfigError(f"the bookmark is of version {bookmark.version}; this shardfeed reads version {_VERSION}")
     numbers = (bookmark.consumed, bookmark.epoch, bookmark.seed, bookmark.lanes - 1)
-    if min(numbers) < 0 or bookmark.epoch >= 1 << 63 or not 0 <= bookmark.worker < bookmark.workers:
+    in_range = min(numbers) >= 0 and max(bookmark.epoch, bookmark.lanes) < 1 << 63
+    if not in_range or not 0 <= bookmark.worker < bookmark.workers:
         raise ConfigError("this is not a bookmark of RemoteDataset.state_dict(): a number in it is out of range")
     return bookmark

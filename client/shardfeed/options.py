@@ -43,8 +43,8 @@ class Options:
             raise ConfigError(f"prefetch_bytes={self.prefetch_bytes}: it must be at least 1")
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed={self.seed}: it lies in 0 .. 2**64 - 1")
-        if self.lanes is not None and self.lanes < 1:
-            raise ConfigError(f"lanes={self.lanes}: it must be at least 1")
+        if self.lanes is not None and not 1 <= self.lanes < 1 << 63:
+            raise ConfigError(f"lanes={self.lanes}: it lies in 1 .. 2**63 - 1")
         if not self.timeout > 0:
             raise ConfigError(f"timeout={self.timeout}: it is seconds, and above 0")
         self.cut(0, 0, 1)

@@ -43,14 +43,14 @@ class Plan:
         """Order the blocks.
 
         ``block_sizes`` is 1-d, the samples of each block in manifest order. ``seed`` and ``epoch`` lie
-        in 0 .. 2**64 - 1; ``lanes`` is at least 1. Raises ConfigError otherwise. Takes time and memory
+        in 0 .. 2**64 - 1; ``lanes`` in 1 .. 2**63 - 1. Raises ConfigError otherwise. Takes time and memory
         in proportion to the number of blocks, not of samples.
         """
         for name, value in (("seed", seed), ("epoch", epoch)):
             if not 0 <= value < 1 << 64:
                 raise ConfigError(f"{name}={value} is out of range: it must lie in 0 .. 2**64 - 1")
-        if lanes < 1:
-            raise ConfigError(f"lanes={lanes}: an epoch has at least 1 lane")
+        if not 1 <= lanes < 1 << 63:
+            raise ConfigError(f"lanes={lanes}: an epoch has at least 1 lane, and fewer than 2**63")
         self._sizes = np.asarray(block_sizes)
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
         self._order = (

@@ -44,6 +44,8 @@ class Workers:
         self._watcher: asyncio.Task[None] | None = None
         self._capacity = asyncio.Event()
         self._quick_deaths = 0
+        self._fork_server = asyncio.Lock()
+        self._replacing: set[asyncio.Task[None]] = set()
         self.on_death: Callable[[], None] = lambda: None
         """Called when a worker died."""
         self.entrusted = 0
@@ -56,7 +58,7 @@ class Workers:
         self._watcher = asyncio.create_task(self._watch())
 
     def _start_fork_server(self) -> None:
-        """Start it with what every worker imports, so that a new worker is there in milliseconds.
+        """Start it, where it does not run, with what every worker imports, so that a new one is there in milliseconds.
 
         It and its children never see the signals that tell the front to stop or to re-read, even where a whole
         process group is told: the front drains, and then they end with it.
@@ -95,7 +97,7 @@ class Workers:
         """Have a worker say what a stream is. Raises WorkFailedError where no sample of it can be made."""
         strikes = Strikes()
         while not strikes.hopeless:
-            process = min(self._processes, key=lambda process: len(process.jobs))
+            process = await self._open_process()
             number = self._number()
             asked = process.asked[number] = asyncio.get_running_loop().create_future()
             process.say(encode(Asked(number=number, stream=stream, bad_rows=strikes.bad_rows)))
@@ -110,6 +112,8 @@ class Workers:
         """End the processes and wait for them, a few seconds at most before they are killed."""
         if self._watcher is not None:
             self._watcher.cancel()
+        for replacing in self._replacing:
+            replacing.cancel()
         processes = [process for process in self._processes if not process.closed]  # the others are buried
         self._processes = []
         for process in processes:
@@ -160,9 +164,16 @@ class Workers:
         self._dispatch()
 
     def _replace(self, process: WorkerProcess) -> None:
-        if process not in self._processes:
-            return
+        replacing = asyncio.create_task(self._start_in_place_of(process))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+
+    async def _start_in_place_of(self, process: WorkerProcess) -> None:
         try:
+            async with self._fork_server:  # which may be gone as well: nobody else waits for it to start again
+                await asyncio.to_thread(self._start_fork_server)
+            if process not in self._processes:
+                return
             new = WorkerProcess(self, self.context, self.sources)
         except (OSError, EOFError) as error:  # no descriptor or no process is left, say
             log.warning("no worker can be started in the place of one that died; it is tried again", error=str(error))
@@ -183,6 +194,13 @@ class Workers:
                 process.jobs[job.number] = job
                 process.say(job.message())
         self._capacity.set()
+
+    async def _open_process(self) -> WorkerProcess:
+        """Return the process with the fewest jobs; block until there is one."""
+        while not (running := [process for process in self._processes if not process.closed]):
+            self._capacity.clear()
+            await self._capacity.wait()
+        return min(running, key=lambda process: len(process.jobs))
 
     def _free_process(self) -> WorkerProcess | None:
         free = [process for process in self._processes if not process.closed and len(process.jobs) < _AHEAD]

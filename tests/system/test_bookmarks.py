@@ -169,7 +169,13 @@ def test_a_bookmark_of_another_order_is_refused_with_what_differs(
 
 def test_what_is_no_bookmark_is_refused(opened: Open) -> None:
     state = opened().state_dict()
-    for wrong in ({}, {**state, "consumed": -1}, {**state, "version": 99}, {**state, "lanes": "many"}):
+    for wrong in (
+        {},
+        {**state, "consumed": -1},
+        {**state, "version": 99},
+        {**state, "lanes": "many"},
+        {**state, "lanes": 1 << 70},
+    ):
         with pytest.raises(ConfigError, match="bookmark"):
             opened().load_state_dict(wrong)
 

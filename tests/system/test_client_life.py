@@ -312,6 +312,7 @@ def test_ctrl_c_reaches_a_trainer_that_waits(shards: list[Path]) -> None:
         ({"prefetch_bytes": 0}, "prefetch_bytes=0"),
         ({"seed": -1}, "seed=-1"),
         ({"lanes": 0}, "lanes=0"),
+        ({"lanes": 1 << 70}, "lanes=1180591620717411303424"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, object], message: str) -> None:

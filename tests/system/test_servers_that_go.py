@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,26 @@ def test_workers_killed_in_mid_epoch_are_replaced_and_nobody_notices(steady: Loa
                     worker.kill()
         assert dataset.digest == undisturbed
     wait_until(lambda: len(steady.workers()) == 1, what="a new worker")
+
+
+def test_a_server_answers_while_what_starts_its_workers_was_killed_and_starts_again(
+    shards: list[Path], undisturbed: str
+) -> None:
+    options = ["--fields", "jpg;png cls", *OPTIONS, "--bind", "tcp://127.0.0.1:0"]
+    with Loader([*shards, *options], http="127.0.0.1:0") as server:
+        (url,) = re.findall(r"^health and figures: (http://\S+?/healthz)", server.output, re.MULTILINE)
+        (starter,) = {worker.parent() for worker in server.workers()}
+        with RemoteDataset(server.url, batch_size=32) as dataset:
+            for step, _ in enumerate(dataset):
+                if step == 2:
+                    starter.kill()
+                    wait_until(lambda: "a worker died" in server.output, what="the word of it")
+                    # It imports torch, which takes seconds, in which the front must not wait for it.
+                    with urllib.request.urlopen(url, timeout=20) as answer:
+                        assert answer.read() == b"alive\n"
+                    assert server.workers() == []
+            assert dataset.digest == undisturbed
+        wait_until(lambda: len(server.workers()) == 1, what="a new worker")
 
 
 def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_it_has_some(tmp_path: Path) -> None:
