@@ -46,7 +46,10 @@ def borrow(offer: SharedMemory) -> Borrowing | None:
     """
     if not _has_kernel():
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # no descriptor is left: it can be done without
+        return None
     connection.setblocking(False)
     try:
         connection.connect(sharing.address(offer.socket))

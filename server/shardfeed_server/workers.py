@@ -15,6 +15,7 @@ from shardfeed_server.events import logger
 from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
 from shardfeed_server.strikes import Strikes, WorkerDiedError
 from shardfeed_server.worker_process import WaitingJob, WorkerProcess, WorkFailedError
+from shardfeed_wire.errors import ConfigError
 from shardfeed_wire.messages import Get, StreamInfo
 
 __all__ = ["WorkFailedError", "Workers"]
@@ -52,9 +53,19 @@ class Workers:
         """Requests that the front has taken for these workers and not settled yet."""
 
     async def start(self) -> None:
-        """Start the processes. Returns when the fork server is up, after seconds; they announce themselves later."""
-        await asyncio.to_thread(self._start_fork_server)
-        self._processes = [WorkerProcess(self, self.context, self.sources) for _ in range(self.count)]
+        """Start the processes. Returns when the fork server is up, after seconds; they announce themselves later.
+
+        Raises ConfigError where the system lets this process have no more; `stop` ends those that were started.
+        """
+        try:
+            await asyncio.to_thread(self._start_fork_server)
+            for _ in range(self.count):
+                self._processes.append(WorkerProcess(self, self.context, self.sources))
+        except (OSError, EOFError) as error:
+            raise ConfigError(
+                f"worker {len(self._processes) + 1} of {self.count} cannot be started: {error}; raise the limit "
+                "(ulimit -n or -u), or ask for fewer with --workers"
+            ) from error
         self._watcher = asyncio.create_task(self._watch())
 
     def _start_fork_server(self) -> None:

@@ -6,6 +6,8 @@ import gzip
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +190,20 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(folder: Path, tm
     assert str(file) in done.stderr
     assert "streams.train.transfroms" in done.stderr
     assert "did you mean 'transforms'" in done.stderr
+
+
+def test_more_workers_than_the_descriptors_allow_are_refused_with_both_ways_out(folder: Path) -> None:
+    program = [sys.executable, "-m", "shardfeed", "serve", str(folder / "train-000000.tar"), "--fields", "cls"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *program, "--workers", "40", "--bind", "tcp://127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    for words in ("of 40 cannot be started", "Too many open files", "ulimit", "--workers"):
+        assert words in done.stderr
 
 
 def test_every_bad_shard_is_named_at_once_and_nothing_is_served(folder: Path, tmp_path: Path) -> None:

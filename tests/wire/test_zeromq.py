@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -210,6 +212,40 @@ def test_connections_that_say_nothing_are_bounded_over_all_listeners_together() 
         in_network(act)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+@contextlib.contextmanager
+def descriptors(free: int) -> Iterator[None]:
+    """This process may have so many more."""
+    used = {int(number) for number in os.listdir("/proc/self/fd")}  # noqa: PTH208 - its own is there in both
+    most = next(most for most in itertools.count() if len(set(range(most)) - used) == free)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_with_few_descriptors_or_none_a_connection_is_broken_and_leaves_nothing_behind() -> None:
+    async def act(network: Network) -> None:
+        listener = network.listen("tcp://127.0.0.1:0", LIMITS)
+        (await soon(network.connect(listener.url, LIMITS))).close()  # ZeroMQ's threads are there
+        broken = 0
+        for free in range(5):
+            with descriptors(free):
+                try:
+                    (await soon(network.connect(listener.url, LIMITS), 0.5)).close()
+                except BrokenChannelError:
+                    broken += 1
+                except TimeoutError:  # the listener is of this process too, and cannot accept
+                    pass
+        assert broken >= 2, "nothing was tried without descriptors"
+        (await soon(network.connect(listener.url, LIMITS))).close()
+        with descriptors(0):
+            await listener.close()
+
+    in_network(act)
 
 
 def is_open(peer: socket.socket) -> bool:

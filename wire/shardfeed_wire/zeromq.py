@@ -43,12 +43,16 @@ class _Channel(Channel):
         self, context: zmq.Context[zmq.Socket[bytes]], url: str, limits: Limits, keys: Keys | None = None
     ) -> None:
         self._url, self._limits, self._keys = url, limits, keys
-        self._socket = Socket(context.socket(zmq.DEALER), url, limits)
+        raw = context.socket(zmq.DEALER)
+        self._socket = Socket(raw, url, limits)
         if isinstance(keys, ClientKeys):
-            self._socket.raw.curve_publickey, self._socket.raw.curve_secretkey = keys.public, keys.secret
-            self._socket.raw.curve_serverkey = keys.server
-        self._socket.raw.reconnect_ivl = _NEVER_MS
-        self._monitor = self._socket.raw.get_monitor_socket()
+            raw.curve_publickey, raw.curve_secretkey, raw.curve_serverkey = keys.public, keys.secret, keys.server
+        raw.reconnect_ivl = _NEVER_MS
+        try:
+            self._monitor = raw.get_monitor_socket()
+        except zmq.ZMQError:
+            raw.close()  # else the context waits for it for ever
+            raise
         self._monitored = Watched()
         self._events: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -241,12 +245,18 @@ class ZeroMQ(Transport):
         """Bind a ROUTER; see `Transport.listen`."""
         if isinstance(self.keys, ServerKeys) and self._doorkeeper is None:
             self._doorkeeper = Doorkeeper(self._context, self.keys.clients)
-        return _Listener(self._context, url, limits, self.keys)
+        try:
+            return _Listener(self._context, url, limits, self.keys)
+        except zmq.ZMQError as error:
+            raise EndpointError(f"cannot listen on {url}: {error}") from error
 
     async def connect(self, url: str, limits: Limits) -> Channel:
         """Connect a DEALER; see `Transport.connect`."""
         keep_freed_memory()
-        channel = _Channel(self._context, url, limits, self.keys)
+        try:
+            channel = _Channel(self._context, url, limits, self.keys)
+        except zmq.ZMQError as error:  # no descriptor is left, say: there may be one again
+            raise BrokenChannelError(f"{url}: no socket can be made to reach it: {error}") from error
         await channel.connect()
         return channel
 

@@ -43,7 +43,11 @@ class Watched:
 
 async def unbind(raw: zmq.Socket[bytes], url: str) -> None:
     """Let go of an endpoint and return when ZeroMQ's thread has, which takes connections until then."""
-    monitor, changed, watched = raw.get_monitor_socket(zmq.EVENT_CLOSED), asyncio.Event(), Watched()
+    try:
+        monitor = raw.get_monitor_socket(zmq.EVENT_CLOSED)
+    except zmq.ZMQError:  # no descriptor is left: closing the socket ends it as well
+        return
+    changed, watched = asyncio.Event(), Watched()
     watched.start(monitor, changed.set)
     try:
         raw.unbind(url)
