@@ -108,13 +108,17 @@ def cached_manifest(
     :raises ShardError, ConfigError: as ``index_shards``.
     """
     given = _located([os.fspath(path) for path in paths])
-    entry = Path(cache_folder() if folder is None else folder) / f"{_cache_key(given, block_bytes, exclude_bad)}.ten"
+    entry: Path | None = None
     try:
+        where = Path(cache_folder() if folder is None else folder)
+        entry = where / f"{_cache_key(given, block_bytes, exclude_bad)}.ten"
         return Manifest.load(entry)
     except ConfigError:
-        # Not there, or not whole: the file is only a cache.
+        # No cache, or not there, or not whole: the file is only a cache.
         pass
     manifest = index_shards(given, block_bytes=block_bytes, exclude_bad=exclude_bad, progress=progress, jobs=jobs)
+    if entry is None:
+        return manifest
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         manifest.save(entry)
@@ -124,10 +128,14 @@ def cached_manifest(
 
 
 def cache_folder() -> Path:
-    """Name the folder of the user's cached manifests; it need not exist."""
+    """Name the folder of the user's cached manifests; it need not exist. Raises ConfigError for who has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says to ignore a relative path.
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "shardfeed" / "manifests"
+    try:
+        cache = Path(base) if base.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:  # a container's user that /etc/passwd does not know
+        raise ConfigError("this user has no home; set HOME, or XDG_CACHE_HOME to a folder with room") from None
+    return cache / "shardfeed" / "manifests"
 
 
 def _located(paths: Sequence[str]) -> list[str]:

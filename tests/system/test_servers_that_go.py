@@ -16,6 +16,7 @@ import pytest
 from shardfeed import RemoteDataset, SampleError, ShardError, StarvedError
 from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, wait_until, write_photographs
+from webdataset.indexing import index_shards
 
 SAMPLES = 600
 
@@ -90,6 +91,19 @@ def test_a_server_answers_while_what_starts_its_workers_was_killed_and_starts_ag
                     assert server.workers() == []
             assert dataset.digest == undisturbed
         wait_until(lambda: len(server.workers()) == 1, what="a new worker")
+
+
+def test_a_manifest_that_is_written_over_in_mid_epoch_disturbs_nobody(
+    shards: list[Path], undisturbed: str, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "train.ten"
+    index_shards(shards).save(manifest)
+    options = ("--manifest", str(manifest), *OPTIONS)
+    with Loader.of(shards, *options) as server, RemoteDataset(server.url, batch_size=32) as dataset:
+        for step, _ in enumerate(dataset):
+            if step == 2:
+                manifest.write_bytes(b"")  # as cp does first: what is mapped of it would be a bus error
+        assert dataset.digest == undisturbed
 
 
 def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_it_has_some(tmp_path: Path) -> None:

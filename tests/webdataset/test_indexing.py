@@ -136,6 +136,17 @@ def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
     assert cached_manifest(good_shards(tmp_path / "data"), folder=tmp_path / "file" / "cache").samples == 20
 
 
+def test_without_a_home_to_keep_it_in_the_manifest_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(nobody))
+    assert cached_manifest(good_shards(tmp_path)).samples == 20
+    with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
+        cache_folder()
+
+
 def test_the_cache_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
     assert cache_folder() == Path("/var/cache/me/shardfeed/manifests")
