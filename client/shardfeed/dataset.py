@@ -33,11 +33,13 @@ from shardfeed.recorder import Recorder
 from shardfeed.staging import Cuda, Staged, check_device
 from shardfeed.stats import Stats
 from shardfeed_wire.curve import load_client_keys
-from shardfeed_wire.errors import ConfigError
+from shardfeed_wire.errors import ClosedChannelError, ConfigError, ShardfeedError
 
 __all__ = ["BatchInfo", "RemoteDataset"]
 
 log = logging.getLogger("shardfeed")
+
+_ENDED = "ended this iterator in mid-epoch"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,7 +245,7 @@ class RemoteDataset(IterableDataset[Any]):
 
         Raises what `RemoteDataset` names under ``connect_timeout``, and RefusedError where a server
         does not fit. Raises ConfigError for a loader around it that would lose data. An iterator begun
-        before is ended.
+        before is ended, and raises ConfigError where it is asked for more in mid-epoch.
         """
         frame = caller()
         refuse_batching(frame)
@@ -252,7 +254,12 @@ class RemoteDataset(IterableDataset[Any]):
         return _Iterator(self)
 
     def close(self) -> None:
-        """End the connections, the thread and a private server. Iterating again connects anew. Idempotent."""
+        """End the connections, the thread and a private server. Iterating again connects anew. Idempotent.
+
+        An iterator that is asked for more in mid-epoch raises ClosedChannelError.
+        """
+        if self._iterator is not None and (iterator := self._iterator()) is not None:
+            iterator._end(ClosedChannelError(f"close() {_ENDED}; begin the epoch again"))
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -278,8 +285,8 @@ class RemoteDataset(IterableDataset[Any]):
         info = session.info
         return Order(data=info.data, recipe=info.recipe, seed=options.seed, shuffle=options.shuffle, lanes=lanes)
 
-    def _begin(self) -> tuple[Feed, int]:
-        """Ask for the epoch's steps; in a DataLoader's worker, for its share of them. Returns the epoch too."""
+    def _begin(self) -> tuple[Feed, Pass]:
+        """Ask for the epoch's steps, in a DataLoader's worker for its share of them; return the pass, too."""
         self._connection.renew()
         cut, order, options = self._cut(), self._order(), self._options
         session = self._connection.session()
@@ -304,7 +311,7 @@ class RemoteDataset(IterableDataset[Any]):
                 content=options.digest == "content",
             ),
         )
-        return session.fetch(wanted, self._recorder.untold), epoch
+        return session.fetch(wanted, self._recorder.untold), wanted
 
     def _take(self, batch: Delivered, waited: float, asked: float) -> Any:
         """Count a batch, asked for at ``asked``, as delivered and give it the shape that the trainer asked for."""
@@ -341,17 +348,20 @@ class RemoteDataset(IterableDataset[Any]):
 
 
 class _Iterator:
-    """One pass over one epoch."""
+    """One pass over one epoch. What ends it in mid-epoch is never taken for the epoch's end."""
+
+    _error: ShardfeedError | None = None
 
     def __init__(self, dataset: RemoteDataset) -> None:
-        before = dataset._iterator() if dataset._iterator is not None else None
-        if before is not None:
-            before._end()
+        if dataset._iterator is not None and (before := dataset._iterator()) is not None:
+            before._end(ConfigError(f"a newer iter() {_ENDED}; a loop inside a loop takes another RemoteDataset"))
         self._dataset = dataset
+        self._owner = os.getpid()
         self._feed: Feed | Staged | None = None
         device = None if dataset._device is None else Cuda(dataset._device)  # which may refuse, before a pass begins
-        feed, self._epoch = dataset._begin()
+        feed, self._pass = dataset._begin()
         self._feed = feed if device is None else Staged(feed, device)
+        self._consumed = self._pass.consumed
         dataset._recorder.begin()
         dataset._iterator = weakref.ref(self)
 
@@ -361,7 +371,8 @@ class _Iterator:
     def __next__(self) -> Any:
         feed = self._feed
         if feed is None:
-            raise StopIteration
+            error, self._error = self._error, None
+            raise error if error is not None else StopIteration
         before, asked = feed.waited, time.monotonic()
         try:
             batch = feed.next()
@@ -371,14 +382,19 @@ class _Iterator:
         if batch is None:
             self._feed = None
             self._dataset._recorder.ended(asked)
-            self._dataset._finished(self._epoch)
+            self._dataset._finished(self._pass.epoch)
             raise StopIteration
+        self._consumed = batch.step.next_consumed
         return self._dataset._take(batch, feed.waited - before, asked)
 
-    def _end(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
-            self._feed = None
+    def _end(self, error: ShardfeedError | None = None) -> None:
+        """End the pass. `next` then raises ``error``, once, where this is not its end."""
+        feed, self._feed = self._feed, None
+        if feed is None or self._owner != os.getpid():
+            return  # a child's copy leaves alone what is its parent's
+        if self._pass.cut.rows(self._consumed) is not None:
+            self._error = error
+        feed.close(self._error)
 
     def __del__(self) -> None:
         """Left early: end the pass, and with it the thread and the sockets; the next `iter` makes new ones."""

@@ -60,7 +60,7 @@ class Feed:
         with self._changed:
             if not self._ended:
                 self._ended, self._end = True, error
-                self._changed.notify()
+                self._changed.notify_all()
 
     def next(self) -> Delivered | None:
         """Return the next batch, or None at the end of the epoch. Blocks; raises what ended the feed."""
@@ -94,9 +94,10 @@ class Feed:
             self._batches.clear()
         return batches
 
-    def close(self) -> None:
-        """Say that the trainer wants no more. Idempotent; does not block."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Say that the trainer wants no more; `next` raises ``error``, if any, from now on. Does not block."""
         with self._changed:
             self._batches.clear()
-            self._ended = True
+            self._ended, self._end = True, error
+            self._changed.notify_all()  # another thread of the trainer's may wait
         self._stopped()

@@ -24,7 +24,7 @@ from shardfeed.peer import Greeting
 from shardfeed.routing import Step
 from shardfeed.servers import Servers
 from shardfeed_wire.curve import ClientKeys
-from shardfeed_wire.errors import RefusedError, ShardfeedError
+from shardfeed_wire.errors import ClosedChannelError, RefusedError, ShardfeedError
 from shardfeed_wire.messages import Batch, Refused, StreamInfo, Waited
 from shardfeed_wire.transport import Network
 
@@ -65,7 +65,7 @@ class Session:
         self._untold: Callable[[], Waited | UnsetType]
         self._closed = False
         self._feed: Feed | None = None
-        self._error: BaseException | None = None
+        self._error: BaseException = ClosedChannelError("the connection was closed in mid-epoch; begin the epoch again")
         self.over = False
         """Whether the thread has ended, of itself where nobody called `close`: then nothing can be fetched any more."""
         self._servers: Servers
@@ -159,9 +159,6 @@ class Session:
             for task in running:
                 if task.done():
                     task.result()
-        except BaseException as error:
-            self._failed(error)  # before the feed is ended as if the epoch were over
-            raise
         finally:
             for ending in (stop, connecting, *running):
                 ending.cancel()
@@ -169,8 +166,6 @@ class Session:
             self._drop_ahead()
             await self._servers.close()
             network.close()
-            if self._fetching is not None:
-                self._fetching.feed.end()
 
     def _failure_of_a_callback(self) -> asyncio.Future[None]:
         """Return what raises where a callback of the loop does, which asyncio would log while the trainer waits."""
@@ -198,8 +193,7 @@ class Session:
             self._fetching.end()
         ahead, self._ahead, self._fetching = self._ahead, None, None
         if self._stop.is_set():
-            feed.end()
-            return
+            return  # the end of the thread ends it
         self._pass, self._untold = wanted, untold
         if ahead is not None and ahead.next_pass == wanted:
             self._fetching = ahead.take_up(feed)

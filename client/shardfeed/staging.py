@@ -109,7 +109,7 @@ class Staged:
             self._next = behind, self._device.send(behind.columns)
         return replace(batch, columns=columns)
 
-    def close(self) -> None:
-        """Say that the trainer wants no more. Idempotent; does not block."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Say that the trainer wants no more; see `Feed.close`."""
         self._next = None
-        self._feed.close()
+        self._feed.close(error)

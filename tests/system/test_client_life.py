@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from shardfeed import ConfigError, RemoteDataset, delivery, fetching
+from shardfeed import ClosedChannelError, ConfigError, RemoteDataset, delivery, fetching
 from shardfeed.feed import Delivered
 from shardfeed.routing import Step
 from tests.photographs import Photographs
@@ -151,8 +152,37 @@ def test_a_newer_iterator_ends_the_older(server: Loader) -> None:
         older = iter(dataset)
         next(older)
         newer = iter(dataset)
-        assert sum(len(labels) for _, labels in newer) == SAMPLES
+        with pytest.raises(ConfigError, match=r"newer iter\(\) ended this iterator in mid-epoch"):
+            next(older)
         assert list(older) == []
+        del older  # leaves the connection to the newer one
+        assert sum(len(labels) for _, labels in newer) == SAMPLES
+        assert dataset.epoch == 1
+
+
+def test_an_iterator_closed_in_mid_epoch_is_not_at_the_epochs_end(server: Loader) -> None:
+    dataset = RemoteDataset(server.url, batch_size=16)
+    under_way = iter(dataset)
+    next(under_way)
+    dataset.close()
+    with pytest.raises(ClosedChannelError, match=r"close\(\) ended this iterator in mid-epoch"):
+        next(under_way)
+    with dataset:
+        assert dataset.epoch == 0
+        assert dataset.state_dict()["consumed"] == 16
+        for number, _ in enumerate(dataset, start=1):
+            if number == len(dataset):
+                dataset.close()
+        assert dataset.state_dict()["epoch"] == 1
+
+
+@pytest.mark.timeout(60)
+def test_threads_that_share_an_iterator_take_each_batch_once_and_all_end(server: Loader) -> None:
+    with RemoteDataset(server.url, batch_size=4, info=True) as dataset:
+        shared = iter(dataset)
+        with ThreadPoolExecutor(4) as threads:
+            parts = list(threads.map(lambda _: [key for *_, info in shared for key in info.keys], range(4)))
+        assert sorted(key for part in parts for key in part) == sorted(keys(dataset))
 
 
 def test_the_epoch_advances_after_a_full_pass_alone(server: Loader) -> None:
