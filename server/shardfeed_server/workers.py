@@ -8,6 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext
 
 from shardfeed_server.answered import Answered
@@ -77,7 +78,10 @@ class Workers:
         # Where a later configuration needs torch and the first did not, each worker imports it for itself.
         torch = ["torch"] if any(source.config.needs_torch for source in self.sources) else []
         self.context.set_forkserver_preload(["shardfeed_server.worker", *torch])
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+        signals = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        resource_tracker.ensure_running()  # which the fork server starts first, and unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         first = self.context.Process(target=int, daemon=True)
         first.start()
         first.join()

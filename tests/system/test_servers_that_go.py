@@ -57,10 +57,13 @@ def test_a_server_told_to_stop_answers_what_is_under_way_and_ends_with_0(
 ) -> None:
     with Loader.of(shards, *OPTIONS) as leaver, RemoteDataset([leaver.url, steady.url], batch_size=32) as dataset:
         for step, _ in enumerate(dataset):
-            if step == 3:
-                leaver.tell(signal.SIGTERM)
+            if step == 3:  # all its processes, as `timeout`, Slurm and a terminal do
+                front = psutil.Process(leaver.process.pid)
+                for process in [*front.children(recursive=True), front]:
+                    process.terminate()
         assert dataset.digest == undisturbed
         assert leaver.wait() == 0
+        assert "died" not in leaver.output
 
 
 def test_workers_killed_in_mid_epoch_are_replaced_and_nobody_notices(steady: Loader, undisturbed: str) -> None:
