@@ -22,13 +22,16 @@ from webdataset.remote import is_remote, join_url
 from webdataset.tarindex import DIGEST_BYTES, ShardIndex
 from webdataset.wholefile import WholeFile
 
-__all__ = ["BLOCK_BYTES", "BLOCK_SAMPLES", "Excluded", "Manifest", "cut_blocks"]
+__all__ = ["BLOCK_BYTES", "BLOCK_SAMPLES", "Excluded", "Manifest", "cut_blocks", "is_manifest"]
 
 BLOCK_BYTES = 4 << 20
 BLOCK_SAMPLES = 4096
 
+_FORMAT = "shardfeed manifest"
 _VERSION = 1
 _MOST_OFFSET = (1 << 64) - 1
+_FIRST_BYTES = 512
+"""Among these a manifest says that it is one."""
 _ARRAYS = ("manifest", "size", "mtime_ns", "digest", "samples", "blocks", "start", "length")
 
 U2: TypeAlias = "np.ndarray[Any, np.dtype[np.uint16]]"
@@ -172,7 +175,7 @@ class Manifest:
             raise ValueError(f"it holds the arrays {infos}, so it is not a manifest")
         raw, sizes, mtimes, digests, shard_samples, block_sizes, starts, lengths = arrays
         facts = msgspec.json.decode(raw.tobytes(), type=_Facts)
-        if facts.format != "shardfeed manifest" or facts.version != _VERSION:
+        if facts.format != _FORMAT or facts.version != _VERSION:
             raise ValueError(f"it is {facts.format!r} version {facts.version}, not a manifest of version {_VERSION}")
         expected = {"sizes": "<i8", "mtimes": "<i8", "shard_samples": "<i8", "starts": "<u8", "lengths": "<u8"}
         parts = {"sizes": sizes, "mtimes": mtimes, "shard_samples": shard_samples, "starts": starts, "lengths": lengths}
@@ -199,7 +202,7 @@ class Manifest:
         :raises OSError: it cannot be written.
         """
         facts = _Facts(
-            "shardfeed manifest",
+            _FORMAT,
             _VERSION,
             self.block_bytes,
             self.root,
@@ -288,6 +291,12 @@ class Manifest:
         for array in (self.digests, self.block_sizes):
             hasher.update(np.ascontiguousarray(array).data)
         return hasher.hexdigest()
+
+
+def is_manifest(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file is a manifest of any version, by how it begins. Raises OSError where it cannot be read."""
+    with Path(path).open("rb") as file:
+        return _FORMAT.encode() in file.read(_FIRST_BYTES)
 
 
 def _load_same(path: Path, fingerprint: str) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,24 @@ def index_shard(path: str, name: str | None = None) -> ShardIndex:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ShardError(f"shard {name}: cannot open {path}: {error.strerror}", shard=name) from error
+        raise ShardError(f"shard {name}: cannot open {path}: {error.strerror}{_advice(path)}", shard=name) from error
     try:
         return _index_descriptor(fd)
     except ShardError as error:
         raise ShardError(f"shard {name}: {error}{_what_to_do(fd)}", shard=name) from None
     except OSError as error:
-        raise ShardError(f"shard {name}: cannot read {path}: {error.strerror}", shard=name) from error
+        raise ShardError(f"shard {name}: cannot read {path}: {error.strerror}{_advice(path)}", shard=name) from error
     finally:
         os.close(fd)
+
+
+def _advice(path: str | os.PathLike[str]) -> str:
+    """Say what to write, where the path looks like a mistake that is often made."""
+    if Path(path).is_dir():
+        return f"; name the tars in it, for example {Path(path) / 'train-{000000..000007}.tar'}"
+    if any(sign in os.fspath(path) for sign in "*?"):
+        return "; only braces expand here, as in train-{000000..000007}.tar: leave * and ? to the shell, without quotes"
+    return ""
 
 
 def index_source(source: Source, size: int, mtime_ns: int, etag: str = "") -> ShardIndex:

@@ -14,16 +14,28 @@ class WholeFile:
     """A file being written under another name beside its own.
 
     As a context manager it is committed at the end of the block, and discarded when an exception
-    leaves it.
+    leaves it. Where the name is a link's, the file appears where that leads. A device or a pipe is
+    written to as it is, and stays what it is.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Make the temporary file; ``stream`` writes to it.
+        """Make the temporary file; ``stream`` writes to it. Blocks for a pipe that nobody reads.
 
-        :raises OSError: it cannot be made; the error names ``path``'s folder.
+        :raises OSError: it cannot be made; the error names ``path``.
         """
         self.path = Path(path)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".unfinished")
+        self._temporary: Path | None = None
+        try:
+            if self.path.exists() and not self.path.is_file():
+                self.stream = self.path.open("wb")
+                return
+            self._target = Path(os.path.realpath(self.path))
+            handle, name = tempfile.mkstemp(
+                dir=self._target.parent, prefix=f".{self._target.name}.", suffix=".unfinished"
+            )
+        except OSError as error:
+            # What the temporary file would be called helps nobody.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         os.close(handle)
         self._temporary = Path(name)
         # Temporary files are private; this one is to be read by whoever may read its folder.
@@ -37,7 +49,8 @@ class WholeFile:
         """
         try:
             self.stream.close()
-            self._temporary.replace(self.path)
+            if self._temporary is not None:
+                self._temporary.replace(self._target)
         except BaseException:
             self.discard()
             raise
@@ -47,7 +60,8 @@ class WholeFile:
         with suppress(OSError):
             # The disk may be full; the file goes away just below.
             self.stream.close()
-        self._temporary.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> WholeFile:
         return self

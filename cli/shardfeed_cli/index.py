@@ -37,6 +37,7 @@ def index(
 ) -> None:
     """Scan shards and write their manifest, so that servers start at once and agree on the data set."""
     import shardfeed_server  # noqa: F401 - says so where another package bears the name webdataset
+    from shardfeed_cli.manifest_file import check_manifest_file
     from shardfeed_cli.progress import Meter
     from shardfeed_cli.unpack import unpack_shards
     from shardfeed_wire.endpoint import expand_braces
@@ -44,8 +45,7 @@ def index(
     from webdataset.manifest import BLOCK_BYTES
 
     paths = [path for text in shards for path in expand_braces(text)]
-    if not output.parent.is_dir():
-        raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first")
+    check_manifest_file("-o", output)
     failures: dict[str, str] = {}
     by_tar_index: list[str] = []
     with Meter("shards") as meter:

@@ -36,6 +36,8 @@ def pack(
     manifest: Annotated[Path | None, typer.Option(help="Also write the manifest, as `shardfeed index` would.")] = None,
 ) -> None:
     """Pack files with labels into shards, shuffled by the seed first; names of classes go to classes.json beside."""
+    import shardfeed_server  # noqa: F401 - says so where another package bears the name webdataset
+    from shardfeed_cli.manifest_file import check_manifest_file
     from shardfeed_cli.sources import EXTENSIONS, read_folder, read_list
 
     folder = Path(output).parent
@@ -50,6 +52,8 @@ def pack(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_to_mix(folder, output, found)
+        if manifest is not None:
+            check_manifest_file("--manifest", manifest)
         shards = _write(found.items, output, seed, maxcount, maxsize, manifest)
         if found.classes:
             (folder / _CLASSES).write_text(
@@ -63,7 +67,6 @@ def pack(
 def _write(
     items: list[Item], pattern: str, seed: int, maxcount: int, maxsize: float, manifest: Path | None
 ) -> list[str]:
-    import shardfeed_server  # noqa: F401 - says so where another package bears the name webdataset
     from shardfeed_cli.progress import Meter
     from shardfeed_wire.philox import Purpose, permutation, philox
     from webdataset.writer import ShardWriter

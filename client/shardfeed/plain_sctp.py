@@ -19,6 +19,7 @@ from typing import Any
 import zmq
 
 from shardfeed.plain_sockets import ReceivingSocket, SendingSocket
+from shardfeed_wire.binding import cannot_bind
 from shardfeed_wire.complaints import Complaints
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import ConfigError, EndpointError, TenbinError
@@ -234,7 +235,7 @@ class SctpReceiver(ReceivingSocket):
             self._port = bind(self._listener, addresses)
             self._listener.listen(self._backlog)
         except OSError as error:
-            raise EndpointError(f"cannot bind {self.endpoint.url}: {error.strerror or error}") from error
+            raise cannot_bind(f"cannot bind {self.endpoint.url}", error.errno, error.strerror or error) from error
         self._epoll.register(self._listener, select.EPOLLIN)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import zmq
 
 from shardfeed.plain_sockets import PlainSocket, ReceivingSocket, SendingSocket
+from shardfeed_wire.binding import cannot_bind
 from shardfeed_wire.errors import EndpointError, TenbinError
 from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.plain import PlainEndpoint
@@ -48,8 +49,9 @@ class _ZeroMQSocket(PlainSocket):
                 remove_stale_socket(Path(address.removeprefix("ipc://")))
             self._raw.bind(f"{address[: -len(':0')]}:*" if address.endswith(":0") else address)
         except (zmq.ZMQError, OSError) as error:
-            doing = "bind" if self.endpoint.binds else "connect to"
-            raise EndpointError(f"cannot {doing} {self.endpoint.url}: {error}") from error
+            if self.endpoint.binds:
+                raise cannot_bind(f"cannot bind {self.endpoint.url}", error.errno, error) from error
+            raise EndpointError(f"cannot connect to {self.endpoint.url}: {error}") from error
 
     @property
     def url(self) -> str:

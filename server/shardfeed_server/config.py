@@ -136,6 +136,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.streams:
             raise ConfigError("no stream is configured; write a table [streams.NAME] with shards and fields")
+        if "" in self.streams:
+            raise ConfigError("a stream's name is empty; give it one, such as train")
         if not self.bind:
             raise ConfigError('bind is empty; write for example bind = ["tcp://127.0.0.1:7880"]')
         for url in self.bind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image as Pillow
@@ -16,7 +16,10 @@ from shardfeed_wire.errors import SampleError
 from webdataset.decode import decode_text, make_handlers, maybe_int
 from webdataset.images import decode_image, find_imagespec
 
-__all__ = ["FieldDecoder", "Simple", "as_imagespec_says", "plain_imagespec"]
+__all__ = ["ABSENT", "FieldDecoder", "Simple", "as_imagespec_says", "plain_imagespec"]
+
+ABSENT: Final = "the field is absent"
+"""How the reason begins why a sample without a field is bad."""
 
 _Decode: TypeAlias = Callable[[bytes], Any]
 _PLAIN = {"L": "l", "RGB": "rgb", "RGBA": "rgba"}
@@ -67,7 +70,7 @@ class FieldDecoder:
     def _absent(self, raw: Mapping[str, Any]) -> SampleError:
         wanted = " or ".join(f".{extension}" for extension, _ in self._decoders)
         others = ", ".join(f".{name}" for name in raw if name != "__key__") or "none"
-        reason = f"the field is absent: there is no {wanted} (of the recipe's other fields: {others})"
+        reason = f"{ABSENT}: there is no {wanted} (of the recipe's other fields: {others})"
         return SampleError(reason, field=self.name, reason=reason)
 
     def _label(self, value: object) -> int:

@@ -71,6 +71,8 @@ def load_transform(spec: str, code_dir: Path | None, interpolations: Mapping[str
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
         raise ConfigError(f"transform {spec!r} names no object; write module:name, for example my_augment:train")
+    if code_dir is not None and not code_dir.is_dir():
+        raise ConfigError(f"transform {spec!r}: code_dir {code_dir} is no folder; give --code-dir the module's")
     if code_dir is not None and sys.path[:1] != [str(code_dir.absolute())]:
         sys.path.insert(0, str(code_dir.absolute()))
     where = f"code_dir {code_dir}" if code_dir is not None else "no code_dir is set"

@@ -72,6 +72,10 @@ class SampleReader:
         """
         return self.sample_of(located, self.bytes_of(located))
 
+    def there(self, located: Located) -> list[str]:
+        """Return the extensions of all members, wanted or not. Blocks; raises as `read` does."""
+        return [extension for extension in read_sample(self.bytes_of(located)) if extension != "__key__"]
+
     def bytes_of(self, located: Located) -> bytes:
         """Return the bytes of all members, headers and all. Blocks; raises ShardError."""
         return self._reader.read(located.shard, located.start, located.length)

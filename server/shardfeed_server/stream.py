@@ -14,6 +14,7 @@ from shardfeed_server.answer import Allocate, Answer, AnswerMemory
 from shardfeed_server.collation import Collation
 from shardfeed_server.columns import Cell, cell_of
 from shardfeed_server.config import StreamConfig
+from shardfeed_server.decoding import ABSENT
 from shardfeed_server.description import describe_columns
 from shardfeed_server.draws import Draws
 from shardfeed_server.figures import Work
@@ -31,6 +32,7 @@ __all__ = ["Stream"]
 
 _PROBES: Final = 16
 _MOST_PROBED: Final = 256
+_MOST_LISTED: Final = 20
 
 _Times: TypeAlias = tuple[float, float, float]
 """Seconds spent reading, decoding and collating."""
@@ -207,7 +209,7 @@ class Stream:
     def _probe(self, at_row: Callable[[int], None], bad_rows: Mapping[int, str]) -> list[list[Cell]]:
         """Return the cells of the first good samples."""
         good: list[list[Cell]] = []
-        first_error: SampleError | None = None
+        first_error: tuple[Located, SampleError] | None = None
         for row, sample in enumerate(self._reader.first(_MOST_PROBED)):
             if row not in bad_rows:
                 at_row(row)
@@ -220,9 +222,17 @@ class Stream:
                 values = self.recipe.values(raw, Draws(0, 0, sample.number), {})
                 good.append([cell_of(value, field) for value, field in zip(values, self.recipe.fields, strict=True)])
             except SampleError as error:
-                first_error = first_error or sample_error(sample, key, error)
+                first_error = first_error or (sample, sample_error(sample, key, error))
             if len(good) == _PROBES:
                 break
         if not good and first_error is not None:
-            raise first_error
+            raise self._told_what_is_there(*first_error)
         return good
+
+    def _told_what_is_there(self, sample: Located, error: SampleError) -> SampleError:
+        """Return the error; where a field is absent, which a key with a dot brings about, too, with those there are."""
+        there = self._reader.there(sample) if error.reason.startswith(ABSENT) else []
+        if there:
+            listed = " ".join(there[:_MOST_LISTED]) + (" ..." if len(there) > _MOST_LISTED else "")
+            error.args = (f"{error}. The sample has: {listed}",)
+        return error

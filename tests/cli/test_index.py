@@ -61,6 +61,18 @@ def test_bad_shards_that_are_excluded_are_named_and_left_out(spoilt: list[Path],
     assert len(manifest.excluded) == 4
 
 
+def test_an_output_that_is_something_else_is_refused_and_stays_as_it_is(tars: list[Path], tmp_path: Path) -> None:
+    before = tars[0].read_bytes()
+    done = run("index", "-o", *tars)  # the shell makes this of `-o *.tar`
+    assert done.returncode == 1
+    assert f"-o {tars[0]} exists and is no manifest" in done.stderr
+    assert tars[0].read_bytes() == before
+    done = run("index", *tars, "-o", tmp_path)
+    assert f"-o {tmp_path} is a folder; name a file" in done.stderr
+    for _ in range(2):  # the second takes the first one's place
+        assert run("index", *tars, "-o", tmp_path / "train.manifest").returncode == 0
+
+
 def test_an_output_without_a_folder_is_refused_before_the_shards_are_read(tmp_path: Path) -> None:
     done = run("index", tmp_path / "gone.tar", "-o", tmp_path / "none/train.manifest")
     assert done.returncode == 1

@@ -115,6 +115,13 @@ def test_a_list_that_makes_no_sense_is_refused_with_its_line(
     assert complaint in done.stderr
 
 
+def test_a_place_where_no_manifest_can_be_is_refused_before_anything_is_packed(animals: Path, tmp_path: Path) -> None:
+    done = run("pack", animals, "-o", tmp_path / "out/x-%06d.tar", "--manifest", tmp_path / "gone/x.manifest")
+    assert done.returncode == 1
+    assert f"--manifest {tmp_path / 'gone/x.manifest'}: there is no folder" in done.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_earlier_shards_and_a_pattern_without_number_are_refused(animals: Path, tmp_path: Path) -> None:
     assert "needs one number" in run("pack", animals, "-o", tmp_path / "a.tar").stderr
     (tmp_path / "a-0.tar").write_bytes(b"earlier")

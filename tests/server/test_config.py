@@ -71,6 +71,7 @@ def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
             "[streams.a]\nshards='x'\nfields.image = { ext = 'jpg', colate = 'pad' }",
             ["streams.a.fields.image.colate", "did you mean 'collate'?"],
         ),
+        ("[streams.'']\nshards='x'\nfields='jpg'", ["a stream's name is empty"]),
         ("workers = 'many'\n" + STREAM, ["workers", "the text 'many'", "expected int"]),
         (STREAM + "max_pixels = 'big'", ["streams.train.max_pixels", "'big'", "expected int"]),
         (

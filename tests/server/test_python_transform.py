@@ -148,6 +148,11 @@ def test_a_transform_that_cannot_be_loaded_is_refused_with_the_reason(
         assert part in str(caught.value)
 
 
+def test_a_code_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"code_dir {tmp_path}/gone is no folder"):
+        load_transform("augment:f", tmp_path / "gone", IMAGES)
+
+
 TORCHVISION = """
 import tests.torchvision_ops
 import torch

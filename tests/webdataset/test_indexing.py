@@ -79,6 +79,14 @@ def test_one_bad_shard_is_the_errors_shard(tmp_path: Path) -> None:
     assert caught.value.shard == "empty.tar"
 
 
+@pytest.mark.parametrize(("shard", "advice"), [("", "name the tars in it"), ("*.tar", "only braces expand here")])
+def test_what_is_often_written_by_mistake_is_answered_with_what_to_write(
+    tmp_path: Path, shard: str, advice: str
+) -> None:
+    with pytest.raises(ShardError, match=advice):
+        index_shards([tmp_path / shard])
+
+
 def test_bad_shards_are_left_out_for_good_where_asked(tmp_path: Path) -> None:
     expected = bad_shards(tmp_path)
     good = good_shards(tmp_path)

@@ -7,6 +7,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,28 @@ def test_a_named_file_appears_when_it_is_closed_and_not_before(tmp_path: Path) -
     assert [found.name for found in tmp_path.iterdir()] == ["a.tar"]
     with pytest.raises(ValueError, match="closed"):
         writer.write({"__key__": "l", "cls": 1})
+
+
+def test_a_named_pipe_and_a_link_stay_what_they_are_and_get_the_tar(tmp_path: Path) -> None:
+    pipe, link, linked = tmp_path / "pipe", tmp_path / "link.tar", tmp_path / "elsewhere" / "linked.tar"
+    linked.parent.mkdir()
+    link.symlink_to(linked)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        piped = reader.submit(pipe.read_bytes)
+        for name in (pipe, link):
+            with TarWriter(name, mtime=0) as writer:
+                writer.write({"__key__": "k", "txt": "text"})
+        assert piped.result(30) == linked.read_bytes()
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.rglob("*")) == sorted([pipe, link, linked.parent, linked])
+
+
+def test_a_folder_that_is_missing_is_said_of_the_name_given(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        TarWriter(tmp_path / "gone" / "x.tar")
+    assert caught.value.filename == str(tmp_path / "gone" / "x.tar")
 
 
 def test_an_exception_leaves_no_file_and_an_old_one_as_it_was(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from ipaddress import ip_address
 from itertools import count
 from typing import Any
 
+from shardfeed_wire.binding import cannot_bind
 from shardfeed_wire.complaints import Complaints
 from shardfeed_wire.crowd import Share
 from shardfeed_wire.endpoint import Endpoint, parse_endpoint
-from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
+from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError
 from shardfeed_wire.sctp_association import FRAGMENT_BYTES, Association
 from shardfeed_wire.sctp_sockets import Address, abort, bind, look_up, open_socket, start_connecting
 from shardfeed_wire.transport import Channel, Limits, Listener, Transport, register
@@ -93,7 +94,7 @@ class _Listener(Listener):
                 self._socket.close()
                 raise
         except OSError as error:
-            raise EndpointError(f"cannot listen on {url}: {error.strerror or error}") from error
+            raise cannot_bind(f"cannot listen on {url}", error.errno, error.strerror or error) from error
         self.url = str(replace(endpoint, port=port))
         self._limits, self._scratch = limits, scratch
         self._closed = False

@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from shardfeed_wire.binding import cannot_bind
 from shardfeed_wire.curve import ClientKeys, Keys, ServerKeys
 from shardfeed_wire.endpoint import parse_endpoint
 from shardfeed_wire.errors import BrokenChannelError, ClosedChannelError, EndpointError
@@ -181,7 +182,7 @@ class _Listener(Listener):
         except (zmq.ZMQError, OSError) as error:
             self._guard.close()
             self._socket.close()
-            raise EndpointError(f"cannot listen on {url}: {error}") from error
+            raise cannot_bind(f"cannot listen on {url}", error.errno, error) from error
         bound = self._socket.raw.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         self.url = self._guard.url = bound.decode().rstrip("\0")
