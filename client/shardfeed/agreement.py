@@ -54,6 +54,11 @@ class Agreement:
         if agreed is None:
             self._first, self._info = url, info
         elif info.data != agreed.data:
+            if url == self._first:
+                raise DataMismatchError(
+                    f"{url} came back with other data as stream {self._stream!r}: {_data(info)}, and before "
+                    f"{_data(agreed)}. Serve the earlier, or close() the RemoteDataset and begin anew"
+                )
             raise DataMismatchError(
                 f"{url} and {self._first} serve different data as stream {self._stream!r}: "
                 f"{_data(info)} and {_data(agreed)}. Give both the same manifest"
@@ -62,6 +67,11 @@ class Agreement:
             names = sorted(info.facts.keys() | agreed.facts.keys())
             differing = [name for name in names if info.facts.get(name) != agreed.facts.get(name)]
             facts = ", ".join(f"{name}: {info.facts.get(name)} and {agreed.facts.get(name)}" for name in differing)
+            if url == self._first:
+                raise RecipeMismatchError(
+                    f"{url} came back with another recipe for stream {self._stream!r}, now and before: "
+                    f"{facts or 'unknown parts'}. Serve by the earlier, or close() the RemoteDataset and begin anew"
+                )
             raise RecipeMismatchError(
                 f"{url} and {self._first} make stream {self._stream!r} by different recipes "
                 f"({facts or 'unknown parts'}). Give both the same configuration and versions"

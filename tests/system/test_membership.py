@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shardfeed import ConnectError, RecipeMismatchError, RemoteDataset, StarvedError
+from shardfeed import ConnectError, DataMismatchError, RecipeMismatchError, RemoteDataset, StarvedError
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 from webdataset.indexing import index_shards
@@ -148,19 +148,28 @@ def test_a_callable_that_never_works_is_named_with_its_error() -> None:
         iter(RemoteDataset(endpoints, batch_size=8, connect_timeout=1))
 
 
-def test_a_rolling_update_to_another_recipe_never_mixes_and_the_trainer_is_told(shards: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("count", "size", "error", "told"),
+    [
+        (None, "16x16", RecipeMismatchError, "came back with another recipe .*now and before: .*resize=16x16.*close"),
+        (1, "32x32", DataMismatchError, "came back with other data .*close"),
+    ],
+)
+def test_a_rolling_update_to_another_recipe_or_data_never_mixes_and_the_trainer_is_told(
+    shards: list[Path], count: int | None, size: str, error: type[Exception], told: str
+) -> None:
     with Loader.of(shards, *OPTIONS) as old:
         url = old.url
         with RemoteDataset(url, batch_size=8, prefetch_bytes=1, timeout=60) as dataset:
             batches = iter(dataset)
             next(batches)
             old.stop()
-            with (
-                Loader.of(shards, "--resize", "16x16", "--workers", "1", bind=[url]),
-                pytest.raises(RecipeMismatchError, match="resize=16x16"),
-            ):
-                for images, _ in batches:
-                    assert images.shape[1:3] == (32, 32)
+            with Loader.of(shards[:count], "--resize", size, "--workers", "1", bind=[url]):
+                with pytest.raises(error, match=told):
+                    for images, _ in batches:
+                        assert images.shape[1:3] == (32, 32)
+                dataset.close()
+                assert all(f"{images.shape[1]}x{images.shape[2]}" == size for images, _ in dataset)
 
 
 # ------------------------------------------------------------------------------------ different shards
