@@ -23,7 +23,7 @@ from shardfeed.digest import digest_rows
 from shardfeed.feed import Delivered, Feed
 from shardfeed.fetch_events import FetchLimits
 from shardfeed.loaders import caller, is_data_loader, is_stateful, reads_ahead, refuse_batching, refuse_sharing
-from shardfeed.options import DigestOf, OnError, Options
+from shardfeed.options import DigestOf, OnError, Options, check_framing, check_seconds, check_text, read_tail
 from shardfeed.passes import Pass
 from shardfeed.peer import Framing
 from shardfeed.plan import Cut, Tail, default_lanes
@@ -138,10 +138,6 @@ class RemoteDataset(IterableDataset[Any]):
         Raises ConfigError for an argument that makes no sense, and for a key file that is none or open to others.
         """
         super().__init__()
-        if drop_last and tail not in (None, "drop"):
-            raise ConfigError(f"drop_last=True contradicts tail={tail!r}; pass one of them")
-        if framing not in ("multipart", "single"):
-            raise ConfigError(f"framing={framing!r}: it is 'multipart' or 'single'")
         if curve is not None:
             load_client_keys(curve)  # to say at once what is wrong; each session reads it again
         self._device = check_device(device)
@@ -150,7 +146,7 @@ class RemoteDataset(IterableDataset[Any]):
             seed=seed,
             shuffle=shuffle,
             lanes=lanes,
-            tail="drop" if drop_last else tail,
+            tail=read_tail(tail, drop_last=drop_last),
             on_error=on_error,
             prefetch_bytes=prefetch_bytes,
             timeout=timeout,
@@ -162,14 +158,14 @@ class RemoteDataset(IterableDataset[Any]):
         )
         self._connection = Connection(
             read_endpoints(endpoints),
-            stream,
-            job=job or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
-            framing=framing,
+            check_text("stream", stream),
+            job=check_text("job", job or "") or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}",
+            framing=check_framing(framing),
             shared_memory=shared_memory,
-            connect_timeout=connect_timeout,
+            connect_timeout=check_seconds("connect_timeout", connect_timeout),
             curve=None if curve is None else str(Path(curve).absolute()),
         )
-        self.batch_size = batch_size
+        self.batch_size = self._options.batch_size
         self._ranks = Ranks(rank, world_size, process_group)
         self._position = Position()
         self._read_ahead = False

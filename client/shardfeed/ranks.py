@@ -11,6 +11,7 @@ import torch.distributed
 from torch.utils.data import get_worker_info
 
 from shardfeed.bookmark import Order
+from shardfeed.options import read_whole
 from shardfeed.plan import Cut
 from shardfeed.ray_cluster import ray_train_rank
 from shardfeed_wire.errors import ConfigError
@@ -32,6 +33,7 @@ def find_rank(rank: int | None, world_size: int | None, process_group: Any) -> t
     if rank is not None and world_size is not None:
         if process_group is not None:
             raise ConfigError("pass either rank= and world_size=, or process_group=, not both")
+        rank, world_size = read_whole("rank", rank), read_whole("world_size", world_size)
         source = "as given"
     elif torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, world_size = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -14,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from shardfeed import ClosedChannelError, ConfigError, RemoteDataset, delivery, fetching
+from shardfeed import ClosedChannelError, ConfigError, EndpointError, RemoteDataset, delivery, fetching
 from shardfeed.feed import Delivered
+from shardfeed.plan import Plan
 from shardfeed.routing import Step
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
@@ -174,6 +177,19 @@ def test_an_iterator_closed_in_mid_epoch_is_not_at_the_epochs_end(server: Loader
             if number == len(dataset):
                 dataset.close()
         assert dataset.state_dict()["epoch"] == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_pass_that_cannot_be_planned_raises_and_nobody_waits_for_it(
+    server: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def locate(*_: object) -> None:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr(Plan, "locate", locate)
+    with RemoteDataset(server.url, batch_size=16) as dataset, pytest.raises(RuntimeError, match="a defect of ours"):
+        list(dataset)
+    assert "this is a defect" in caplog.text
 
 
 @pytest.mark.timeout(60)
@@ -343,11 +359,35 @@ def test_ctrl_c_reaches_a_trainer_that_waits(shards: list[Path]) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"lanes": 0}, "lanes=0"),
         ({"lanes": 1 << 70}, "lanes=1180591620717411303424"),
+        ({"batch_size": 1.5}, "batch_size=1.5: it is a whole number, not float"),
+        ({"batch_size": "32"}, "batch_size='32': it is a whole number"),
+        ({"seed": None}, "seed=None: it is a whole number"),
+        ({"timeout": None}, "timeout=None: it is seconds"),
+        ({"connect_timeout": -1}, "connect_timeout=-1: it is seconds, and above 0"),
+        ({"job": 3}, "job=3: it is text"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RemoteDataset("tcp://127.0.0.1:7880", **{"batch_size": 16, **arguments})
+
+
+@pytest.mark.parametrize("endpoints", [None, 7880, ["tcp://127.0.0.1:7880", None]])
+def test_endpoints_that_are_none_are_said(endpoints: object) -> None:
+    with pytest.raises(EndpointError, match="write one URL or a list of them"):
+        RemoteDataset(endpoints, batch_size=16)
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(server: Loader) -> None:
+    number = np.int64
+    options = {"batch_size": number(16), "seed": number(3), "lanes": number(8), "rank": number(1)}
+    with (
+        RemoteDataset(server.url, world_size=number(2), **options) as numpys,
+        RemoteDataset(server.url, world_size=2, **{name: int(value) for name, value in options.items()}) as pythons,
+    ):
+        assert len(list(numpys)) == len(list(pythons)) == 8
+        assert (numpys.digest, numpys.state_dict()) == (pythons.digest, pythons.state_dict())
+        json.dumps(numpys.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,13 @@ def _without_brackets(host: str, url: str, scheme: str, port: str) -> str:
 
 def expand_endpoints(endpoints: str | Iterable[str]) -> list[str]:
     """Expand one endpoint or several, each perhaps with braces; in order, once each. Raises EndpointError for none."""
-    given = [endpoints] if isinstance(endpoints, str) else list(endpoints)
-    expanded = [url.strip() for text in given for url in expand_braces(text)]
+    try:
+        given = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+        expanded = [url.strip() for text in given for url in expand_braces(text)]
+    except (TypeError, AttributeError):
+        raise EndpointError(
+            f"endpoints {endpoints!r}: write one URL or a list of them, for example tcp://127.0.0.1:7880"
+        ) from None
     if not expanded:
         raise EndpointError("no endpoint was given; write for example tcp://127.0.0.1:7880")
     return list(dict.fromkeys(expanded))
