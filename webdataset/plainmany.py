@@ -43,7 +43,7 @@ def plain_samples(
 def plain_members(
     data: bytes | memoryview, bounds: NDArray[np.int64]
 ) -> tuple[list[str], dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]] | None:
-    """Return the keys of samples, and where each field's bytes start and stop: i8[samples]; None where one is not plain.
+    """Return the keys of samples, where each field's bytes start and stop: i8[samples]; None where one is not plain.
 
     Plain is what `read_plain_sample` says; besides, all have the same members in the same order, and all members have
     a time in front of them, or none. Only headers are looked at.
