@@ -6,6 +6,7 @@ who must not import it.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import warnings
@@ -21,13 +22,13 @@ from webdataset.decode import DecoderSpec, container_decoder, default_handlers, 
 from webdataset.gopen import Opener, make_opener
 from webdataset.gopen import reader as reader
 from webdataset.keys import base_plus_ext as base_plus_ext
-from webdataset.samples import Errors, Keys, broken, iterate_samples, report, tariterator
+from webdataset.samples import Errors, Keys, broken, check_errors, iterate_samples, report, tariterator
 from webdataset.tarsource import ReadsBytes
 
 __all__ = ["WebDataset", "default_handlers", "imagehandler", "tariterator"]
 
 Extensions: TypeAlias = str | Sequence[str | Sequence[str]]
-Transforms: TypeAlias = Sequence[Callable[[Any], Any] | None]
+Transforms: TypeAlias = Sequence[Callable[[Any], Any] | None] | Callable[[Any], Any]
 Associate: TypeAlias = Callable[[str], Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 # A shuffle buffer begins to yield when it holds this many, so that training starts soon.
@@ -52,7 +53,7 @@ class WebDataset(IterableDataset[Any]):
 
     def __init__(
         self,
-        urls: str | Iterable[str],
+        urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         extensions: Extensions | None = None,
         decoder: DecoderSpec = "rgb",
@@ -75,7 +76,7 @@ class WebDataset(IterableDataset[Any]):
             group the first extension present, None where none is.
         :param decoder: True or an imagespec: by extension, images as that says; None or False: leave
             bytes; a dict from extensions to functions of bytes; a function of the sample.
-        :param transforms: list of functions applied to the fields of tuples, one a field, cycling;
+        :param transforms: list of functions (or one) applied to the fields of tuples, one a field, cycling;
             None leaves a field.
         :param pipeline: function from the iterator of samples to another, such as for batching.
         :param keys: as for ``tariterator``.
@@ -93,7 +94,8 @@ class WebDataset(IterableDataset[Any]):
         :param allow_pickle: decode pickled fields and containers, which lets the shards run code here.
         :raises ConfigError: a parameter makes no sense.
         """
-        self.full_urls = expand_braces(urls) if isinstance(urls, str) else list(urls)
+        given = expand_braces(os.fspath(urls)) if isinstance(urls, str | os.PathLike) else urls
+        self.full_urls = [os.fspath(url) for url in given]
         if not self.full_urls:
             raise ConfigError("no shards were given: name at least one")
         self.urls = self.full_urls
@@ -101,11 +103,11 @@ class WebDataset(IterableDataset[Any]):
         self.extra_meta = False
         self.extensions = None if extensions is None else _parse_extensions(extensions)
         self.decoder = make_decoder(decoder, allow_pickle=allow_pickle)
-        self.transforms = list(transforms or [])
+        self.transforms = [transforms] if callable(transforms) else list(transforms or [])
         self.pipeline = pipeline
         self.keys = keys
         self.opener = make_opener(opener)
-        self.errors = errors
+        self.errors = check_errors(errors)
         self.verbose = verbose
         self.shuffle = int(shuffle)
         self.associate = associate

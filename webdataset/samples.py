@@ -16,7 +16,7 @@ from webdataset.plainsample import read_plain_sample
 from webdataset.tarsource import BytesSource, ReadsBytes, Source, StreamSource
 from webdataset.tarwalk import read_member, walk
 
-__all__ = ["Errors", "Keys", "broken", "iterate_samples", "read_sample", "report", "tariterator"]
+__all__ = ["Errors", "Keys", "broken", "check_errors", "iterate_samples", "read_sample", "report", "tariterator"]
 
 Errors: TypeAlias = bool | Literal["warn"]
 
@@ -52,12 +52,12 @@ def tariterator(
         decoder gets such a dict of bytes and returns the sample.
     :raises ShardError: from the iterator: the tar is broken or truncated, or reading the stream fails.
     :raises SampleError: from the iterator: a field twice, or one that does not decode; a ValueError.
-    :raises ConfigError: here: decoder or container make no sense.
+    :raises ConfigError: here: decoder, errors or container make no sense.
     """
     decode = make_decoder(decoder, allow_pickle=allow_pickle)
     unpack = None if container is None else container_decoder(container, allow_pickle=allow_pickle)
     wanted = None if suffixes is None else _suffix_set(suffixes)
-    return iterate_samples(fileobj, None, keys, wanted, decode, unpack, errors)
+    return iterate_samples(fileobj, None, keys, wanted, decode, unpack, check_errors(errors))
 
 
 def read_sample(
@@ -125,6 +125,13 @@ def _read(
         yield from group_members(source, keys, suffixes) if unpack is None else _unpack_members(source, keys, unpack)
     except Exception as error:
         report(broken(error, shard, errors), errors)
+
+
+def check_errors(errors: Errors) -> Errors:
+    """Return what ``errors`` of ``tariterator`` says, or raise ConfigError: what is unknown must leave nothing out."""
+    if errors not in (True, False, "warn"):
+        raise ConfigError(f"errors {errors!r}: give True, 'warn' or False")
+    return errors if errors == "warn" else bool(errors)
 
 
 def broken(error: Exception, shard: str | None, errors: Errors) -> Exception:

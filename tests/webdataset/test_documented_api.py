@@ -264,6 +264,24 @@ def test_an_openers_own_exceptions_are_answered_as_errors_says(shards: list[str]
         list(dataset.WebDataset(urls, opener=opener))
 
 
+def test_an_answer_to_errors_that_there_is_not_leaves_nothing_out(shards: list[str]) -> None:
+    Path(shards[0]).write_bytes(b"broken")
+    wrong: Any
+    for wrong in ("raise", "ignore", None, 2):
+        with pytest.raises(ConfigError, match=r"errors .*: give True, 'warn' or False"):
+            dataset.WebDataset(shards, errors=wrong)
+        with pytest.raises(ConfigError, match="errors"):
+            dataset.tariterator(io.BytesIO(), errors=wrong)
+    with pytest.raises(ShardError):
+        list(dataset.WebDataset(shards, errors=1))  # type: ignore[arg-type]  # it is True
+
+
+def test_shards_may_be_paths_and_one_function_transforms_every_field(shards: list[str]) -> None:
+    for given in (Path(shards[0]), [Path(shards[0])]):
+        read = dataset.WebDataset(given, extensions="cls cls", transforms=str)
+        assert list(read) == [("0", "0"), ("1", "1")]
+
+
 @pytest.mark.parametrize("errors", [True, False, "warn"])
 def test_what_is_wrong_with_the_configuration_is_never_left_out(shards: list[str], errors: Any) -> None:
     def unusable(data: bytes) -> None:
