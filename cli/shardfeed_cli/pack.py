@@ -43,13 +43,13 @@ def pack(
     folder = Path(output).parent
     _check_pattern(output)
     numbers = None if classes is None else _read_classes(classes)
-    if source.is_dir():
-        found = read_folder(source, ext or EXTENSIONS, numbers)
-    elif source.is_file():
-        found = read_list(source, numbers)
-    else:
-        raise ConfigError(f"{source} is neither a folder nor a list; give a folder with one sub-folder a class")
     try:
+        if source.is_dir():
+            found = read_folder(source, ext or EXTENSIONS, numbers)
+        elif source.is_file():
+            found = read_list(source, numbers)
+        else:
+            raise ConfigError(f"{source} is neither a folder nor a list; give a folder with one sub-folder a class")
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_to_mix(folder, output, found)
         if manifest is not None:

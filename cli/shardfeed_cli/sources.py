@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import NoReturn
 
 from shardfeed_wire.errors import ConfigError
 
@@ -41,7 +43,8 @@ def read_folder(folder: Path, extensions: Iterable[str], classes: Mapping[str, i
 
     Files whose ending, in lower case, is not in ``extensions`` are left out and counted; hidden
     folders are no classes. ``classes``, where given, are the numbers to use. Blocks on the file
-    system. Raises ConfigError where there is no class, a class without a number, or no file at all.
+    system. Raises ConfigError where there is no class, a class without a number, or no file at all, and
+    OSError for a folder that cannot be read.
     """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -109,9 +112,18 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, inside, files in os.walk(folder, followlinks=True):
+    """List the files below a folder. Raises OSError for a folder that cannot be read, or that links to itself."""
+    for place, inside, files in os.walk(folder, followlinks=True, onerror=_raise):
+        for name in inside:
+            inner = Path(place, name)
+            if inner.is_symlink() and Path(place).resolve().is_relative_to(inner.resolve()):
+                raise OSError(errno.ELOOP, "it is a link to a folder that holds it", str(inner))
         inside.sort()
         yield from (Path(place, name) for name in sorted(files))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _is_number(label: str) -> bool:

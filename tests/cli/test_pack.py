@@ -115,6 +115,15 @@ def test_a_list_that_makes_no_sense_is_refused_with_its_line(
     assert complaint in done.stderr
 
 
+def test_a_folder_that_cannot_be_read_to_its_end_is_named_and_nothing_is_packed(animals: Path, tmp_path: Path) -> None:
+    loop = next(animals.glob("*/deep.er")) / "loop"
+    loop.symlink_to(loop.parents[1])
+    done = run("pack", animals, "-o", tmp_path / "out/x-%06d.tar")
+    assert done.returncode == 1
+    assert f"error: {loop}: it is a link to a folder that holds it" in done.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_a_place_where_no_manifest_can_be_is_refused_before_anything_is_packed(animals: Path, tmp_path: Path) -> None:
     done = run("pack", animals, "-o", tmp_path / "out/x-%06d.tar", "--manifest", tmp_path / "gone/x.manifest")
     assert done.returncode == 1
