@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from shardfeed_server.events import logger
 from shardfeed_server.exposition import expose
@@ -57,7 +59,9 @@ async def http_port(address: str | None, reporter: Reporter) -> AsyncIterator[st
     application.router.add_get("/healthz", answers.health)
     application.router.add_get("/readyz", answers.readiness)
     application.router.add_get("/metrics", answers.metrics)
-    runner = web.AppRunner(application, access_log=None, keepalive_timeout=75.0, shutdown_timeout=_END_SECONDS)
+    runner = web.AppRunner(
+        application, access_log=None, logger=_quiet(), keepalive_timeout=75.0, shutdown_timeout=_END_SECONDS
+    )
     try:
         host, port = sock.getsockname()[:2]
         await runner.setup()
@@ -70,6 +74,17 @@ async def http_port(address: str | None, reporter: Reporter) -> AsyncIterator[st
     finally:
         await runner.cleanup()
         sock.close()
+
+
+def _quiet() -> logging.Logger:
+    """Return aiohttp's logger without what is the guest's fault: each traceback costs the front's loop milliseconds."""
+    aiohttp = logging.getLogger("aiohttp.server")
+    aiohttp.addFilter(_is_ours)
+    return aiohttp
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class _Answers:

@@ -197,6 +197,17 @@ def test_many_connections_that_say_nothing_cost_few_descriptors_and_keep_nobody_
             assert kept.sock is same
 
 
+def test_who_speaks_no_http_is_refused_without_a_word_in_the_log(shards: list[Path]) -> None:
+    with serving(shards, "--http", "127.0.0.1:0") as loader:
+        url, before = port(loader), len(loader.lines)
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 20) as guest:
+                guest.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                assert b"400 Bad Request" in guest.recv(1000)
+        assert get(f"{url}/healthz") == (200, "alive\n")
+        assert loader.lines[before:] == []
+
+
 def test_a_second_server_takes_another_port_and_says_so_and_one_that_is_told_which_does_not_start(
     shards: list[Path],
 ) -> None:
