@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class _Channel(Channel):
             raw.curve_publickey, raw.curve_secretkey, raw.curve_serverkey = keys.public, keys.secret, keys.server
         raw.reconnect_ivl = _NEVER_MS
         try:
-            self._monitor = raw.get_monitor_socket()
+            # An address of its own: where this fails, the usual one is not free at once for the next socket.
+            self._monitor = raw.get_monitor_socket(addr=f"inproc://monitor-{os.urandom(8).hex()}")
         except zmq.ZMQError:
             raw.close()  # else the context waits for it for ever
             raise
