@@ -33,6 +33,8 @@ __all__ = ["Servers", "ServersListener"]
 _STRAGGLER = 2.0
 _LOOK_AGAIN = 2.0
 _ASK_AGAIN = 0.2
+_SILENCE, _LONGEST_SILENCE = 1.0, 8.0
+"""Seconds after which another server is asked for the manifest too, the first time and at last."""
 
 log = logging.getLogger("shardfeed")
 
@@ -182,21 +184,28 @@ class Servers:
             await self._changed.wait()
 
     async def _get_manifest(self) -> ClientManifest:
+        """Return the manifest from this machine's disk, or from the first server that answers."""
         info = self.info
         kept = await asyncio.to_thread(cached_manifest, info)
-        while kept is None:
-            await self._until(lambda: bool(self._up))
-            url = next(iter(self._up))
-            self._query = ManifestQuery(url, self._stream, info)
-            self.send(url, self._query.message)
-            try:
-                kept, tensors = await self._query.result()
-                await asyncio.to_thread(keep_manifest, info.data, tensors)
-            except NobodyAnswersError:
-                await asyncio.sleep(_ASK_AGAIN)
-            finally:
-                self._query = None
-        return kept
+        if kept is not None:
+            return kept
+        self._query = query = ManifestQuery(self._stream, info)
+        try:
+            silence = _SILENCE
+            while (found := query.result()) is None:
+                await self._until(lambda: bool(self._up))
+                if (url := query.next_of(self._up)) is not None:
+                    self.send(url, query.message)
+                elif query.ask_again():
+                    await asyncio.sleep(_ASK_AGAIN)
+                    continue
+                if not await query.news(silence):
+                    silence = min(_LONGEST_SILENCE, 2 * silence)  # it may be on its way, over a slow network
+        finally:
+            self._query = None
+        manifest, tensors = found
+        await asyncio.to_thread(keep_manifest, info.data, tensors)
+        return manifest
 
     def _missing(self) -> list[int]:
         """Return the shards that no server reads, by number."""
@@ -230,7 +239,7 @@ class Servers:
         if self._connected and (was_up or isinstance(reason, RefusedError)):
             log.warning("lost a server: %s", reason)
         if self._query is not None:
-            self._query.lost(peer.url, str(reason))
+            self._query.lost(peer.url)
         self._listener.happened(ServerDown(peer.url, str(reason)))
         if isinstance(reason, RefusedError):
             self._agreement.refuse(reason)
@@ -244,7 +253,7 @@ class Servers:
             case Batch():
                 self._listener.answered(peer.url, message, tensors)
             case Refused() | Manifest() if self._query is not None and message.request == self._query.message.request:
-                self._query.answered(message, tensors)
+                self._query.answered(peer.url, message, tensors)
             case Refused():
                 self._listener.declined(peer.url, message)
             case Pong():

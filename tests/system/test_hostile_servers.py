@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,7 +35,7 @@ from shardfeed_wire.messages import (
 from shardfeed_wire.transport import Limits, Network
 
 Said: TypeAlias = tuple[Message, list[NDArray[Any]]]
-Lie: TypeAlias = Callable[[Message, list[NDArray[Any]]], Said]
+Lie: TypeAlias = Callable[[Message, list[NDArray[Any]]], Said | None]
 
 SAMPLES = 8
 INFO = StreamInfo(
@@ -64,7 +65,7 @@ def truth(asked: Message, tensors: list[NDArray[Any]]) -> Said | None:
 
 
 class Liar(threading.Thread):
-    """A server that says the truth but where ``lie`` changes it."""
+    """A server that says the truth but where ``lie`` changes it, or says nothing."""
 
     def __init__(self, lie: Lie) -> None:
         super().__init__()
@@ -93,10 +94,10 @@ class Liar(threading.Thread):
         while True:
             peer, chunks = await listener.receive()
             said = truth(*unpack(chunks))
-            if said is None:
+            if said is None or (told := self._lie(*said)) is None:
                 continue
             with contextlib.suppress(BrokenChannelError):
-                await listener.send(peer, pack(*self._lie(*said)))
+                await listener.send(peer, pack(*told))
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._serving.cancel)
@@ -190,3 +191,25 @@ def test_what_harms_nobody_is_taken(liar: Callable[[Lie], Liar], lie: Lie) -> No
             assert sum(len(batch["x"]) for batch in dataset) == SAMPLES
     except ShardfeedError as error:
         pytest.fail(str(error))
+
+
+def test_a_manifest_that_one_server_never_sends_is_had_from_another(
+    liar: Callable[[Lie], Liar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no manifest from the tests before
+    asked: list[str] = []
+
+    def silent_at_first(name: str) -> Lie:
+        def lie(said: Message, tensors: list[NDArray[Any]]) -> Said | None:
+            if isinstance(said, messages.Manifest):
+                asked.append(name)
+                if len(asked) == 1:
+                    return None
+            return said, tensors
+
+        return lie
+
+    urls = [liar(silent_at_first(name)).url for name in "ab"]
+    with RemoteDataset(urls, batch_size=4, connect_timeout=20, timeout=20) as dataset:
+        assert sum(len(batch["x"]) for batch in dataset) == SAMPLES
+    assert sorted(asked) == ["a", "b"]
