@@ -64,16 +64,18 @@ def _threads() -> Iterator[tuple[Hashable, str]]:
 
 
 def _descriptors() -> Iterator[tuple[Hashable, str]]:
+    fork_server = multiprocessing.forkserver._forkserver
     helpers = {
-        multiprocessing.resource_tracker._resource_tracker._fd,
-        multiprocessing.forkserver._forkserver._forkserver_alive_fd,
+        str(multiprocessing.resource_tracker._resource_tracker._fd),
+        str(fork_server._forkserver_alive_fd),
+        (fork_server._forkserver_address or "").rpartition("/")[2],
     }
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 - iterdir would hold a descriptor of its own while we look
         try:
             target = os.readlink(f"/proc/self/fd/{entry}")  # noqa: PTH115
         except OSError:  # the listing's own
             continue
-        yield ("descriptor", entry, target), "" if int(entry) in helpers else f"descriptor {entry} -> {target}"
+        yield ("descriptor", entry, target), "" if entry in helpers else f"descriptor {entry} -> {target}"
 
 
 def _processes() -> Iterator[tuple[Hashable, str]]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext
 
 from shardfeed_server.answered import Answered
 from shardfeed_server.events import logger
+from shardfeed_server.fork_server import start_fork_server
 from shardfeed_server.jobs import Asked, Progress, StreamSource, encode
 from shardfeed_server.strikes import Strikes, WorkerDiedError
 from shardfeed_server.worker_process import WaitingJob, WorkerProcess, WorkFailedError
@@ -70,22 +69,9 @@ class Workers:
         self._watcher = asyncio.create_task(self._watch())
 
     def _start_fork_server(self) -> None:
-        """Start it, where it does not run, with what every worker imports, so that a new one is there in milliseconds.
-
-        It and its children never see the signals that tell the front to stop or to re-read, even where a whole
-        process group is told: the front drains, and then they end with it.
-        """
         # Where a later configuration needs torch and the first did not, each worker imports it for itself.
         torch = ["torch"] if any(source.config.needs_torch for source in self.sources) else []
-        self.context.set_forkserver_preload(["shardfeed_server.worker", *torch])
-        signals = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        resource_tracker.ensure_running()  # which the fork server starts first, and unblocks two of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        first = self.context.Process(target=int, daemon=True)
-        first.start()
-        first.join()
-        first.close()
+        start_fork_server(self.context, ["shardfeed_server.worker", *torch])
 
     async def room(self) -> None:
         """Block until some worker can take a job at once."""

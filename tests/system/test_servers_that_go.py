@@ -163,6 +163,18 @@ def test_with_every_server_gone_the_trainer_is_told_within_its_timeout(shards: l
                 pass
 
 
+def test_a_killed_server_leaves_no_process_and_no_file(shards: list[Path], temporary_folder: Path) -> None:
+    before = set(temporary_folder.iterdir())
+    with Loader.of(shards, *OPTIONS) as server, RemoteDataset(server.url, batch_size=32) as dataset:
+        next(iter(dataset))
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) > 1
+        server.process.kill()
+        server.wait()
+        wait_until(lambda: not any(process.is_running() for process in family), what="the end of its processes")
+    assert set(temporary_folder.iterdir()) <= before
+
+
 def test_a_shard_changed_since_is_refused_and_never_served(photographs: Photographs, tmp_path: Path) -> None:
     shards = write_photographs(tmp_path, photographs[:64], count=2)
     with Loader.of(shards, *OPTIONS) as server, RemoteDataset(server.url, batch_size=8, shuffle=False) as dataset:
