@@ -17,6 +17,8 @@ __all__ = ["Epochs"]
 _MOST_WORKERS = 1_024
 _WORKERS, _IN_WORKERS, _FIRST = 0, 1, 2
 _WORDS = _FIRST + _MOST_WORKERS
+_END = (1 << 63) - 1
+"""What comes after the last epoch; the words hold it, too."""
 
 
 class Epochs:
@@ -65,16 +67,18 @@ class Epochs:
 
     def set(self, epoch: int) -> None:
         """Let ``epoch`` come next, in every process. Raises ConfigError where it is out of range."""
-        if not 0 <= epoch < 1 << 63:
-            raise ConfigError(f"epoch={epoch}: it lies in 0 .. 2**63 - 1")
+        if not 0 <= epoch < _END:
+            raise ConfigError(f"epoch={epoch}: it lies in 0 .. 2**63 - 2")
         self._shared[_FIRST:] = epoch
 
     def begin(self, workers: int, *, in_workers: bool) -> int:
-        """Note that one of ``workers`` begins, and return its epoch."""
+        """Note that one of ``workers`` begins, and return its epoch. Raises ConfigError after the last."""
         if workers > _MOST_WORKERS:
             raise ConfigError(f"num_workers={workers}: at most {_MOST_WORKERS} share a RemoteDataset")
         self._shared[_WORKERS] = workers
         self._shared[_IN_WORKERS] = in_workers
+        if self.current == _END:
+            raise ConfigError("epoch 2**63 - 2 was the last that there is; call set_epoch with a smaller one")
         return self.current
 
     def finish(self, epoch: int, worker: int) -> None:

@@ -316,6 +316,22 @@ def test_a_bookmark_that_set_epoch_gives_up_is_named_in_the_log(opened: Open, ca
     assert "gives up the bookmark that was loaded, of epoch 0 after 48 samples" in caplog.text
 
 
+def test_the_last_epoch_that_there_is_comes_whole_and_what_would_follow_is_refused(
+    opened: Open, line: list[str]
+) -> None:
+    dataset = opened()
+    with pytest.raises(ConfigError, match=r"epoch=9223372036854775807: it lies in 0 \.\. 2\*\*63 - 2"):
+        dataset.set_epoch((1 << 63) - 1)
+    dataset.set_epoch((1 << 63) - 2)
+    assert sorted(take(dataset)) == sorted(line)
+    with pytest.raises(ConfigError, match="was the last that there is; call set_epoch"):
+        take(dataset)
+    with pytest.raises(ConfigError, match="lies in"):
+        opened().load_state_dict(dataset.state_dict())
+    dataset.set_epoch(0)
+    assert take(dataset) == line
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_dataloader_that_makes_batches_of_batches_is_refused(opened: Open, batch_size: int) -> None:
     with pytest.raises(ConfigError, match="batch_size=None"):
