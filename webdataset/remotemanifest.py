@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shardfeed_wire.errors import ConfigError, ShardError
 from webdataset.gopen import reader
@@ -18,13 +20,19 @@ __all__ = ["load_manifest"]
 
 _PATIENCE = 60.0
 _PIECE = 1 << 20
+_MOST_IN_MEMORY = 1 << 30
+"""Bytes of a manifest that are kept in memory where no disk takes them: those of some 60 million samples."""
+_ADVICE = "set XDG_CACHE_HOME to a folder with room"
+
+log = logging.getLogger("webdataset")
 
 
 def load_manifest(place: str | os.PathLike[str], folder: Path | None = None) -> Manifest:
     """Map a manifest into memory, from a path or a URL by way of the user's cache. Blocks.
 
     A URL is asked every time whether the manifest is still the one that was fetched. Of a file it is a copy that
-    is mapped, where the cache can be written: whoever writes over a mapped file, as cp does, kills who maps it.
+    is mapped, for whoever writes over a mapped file, as cp does, kills who maps it: a copy in the cache, or one in
+    memory of up to 1 GiB where the cache cannot be written. A larger one is then mapped where it lies, with a warning.
 
     :param folder: where it is kept; default: ``cache_folder()``.
     :raises ConfigError: there is none, or it is not a whole manifest of this version.
@@ -56,28 +64,61 @@ def load_manifest(place: str | os.PathLike[str], folder: Path | None = None) -> 
 
 
 def _kept(path: Path, given: Manifest, folder: Path | None) -> Manifest:
-    """Map the copy of a file in the cache, and make it first where there is none; ``given`` where that cannot be."""
+    """Map a copy of a file, in the cache or else in memory; ``given`` where there can be none."""
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, _hasher).hexdigest()
-        entry = (folder or cache_folder()) / f"{digest}.ten"
         try:
-            return Manifest.load(entry)
-        except ConfigError:
-            _copy(path, entry, digest)
-        return Manifest.load(entry)
-    except (OSError, ConfigError):
+            return _in_cache(path, digest, folder)
+        except (OSError, ConfigError) as error:
+            manifest = _in_memory(path, digest)
+            log.warning(
+                "manifest %s is kept in memory, as the cache cannot be written: %s; %s", path, str(error), _ADVICE
+            )
+            return manifest
+    except (OSError, ConfigError) as error:
+        log.warning("manifest %s may not be written over while it is used: no copy can be kept: %s", path, str(error))
         return given
 
 
-def _copy(path: Path, entry: Path, digest: str) -> None:
+def _in_cache(path: Path, digest: str, folder: Path | None) -> Manifest:
+    """Map the copy of a file in the cache, and make it first where there is none. Raises what `_copy` raises."""
+    entry = (folder or cache_folder()) / f"{digest}.ten"
+    try:
+        return Manifest.load(entry)
+    except ConfigError:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with WholeFile(entry) as file:
+            _copy(path, file.stream, digest)
+    return Manifest.load(entry)
+
+
+def _in_memory(path: Path, digest: str) -> Manifest:
+    """Map a copy in memory, which other processes share by a path that lasts as long as this one keeps the manifest.
+
+    Raises ConfigError where it is too large, and what `_copy` raises.
+    """
+    if path.stat().st_size > _MOST_IN_MEMORY:
+        raise ConfigError(f"the cache cannot be written, and it is larger than {_MOST_IN_MEMORY >> 20} MiB; {_ADVICE}")
+    held = os.memfd_create("shardfeed-manifest", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(held, "wb", closefd=False) as memory:
+            _copy(path, memory, digest)
+        manifest = Manifest.load(f"/proc/{os.getpid()}/fd/{held}")
+    except BaseException:
+        os.close(held)
+        raise
+    weakref.finalize(manifest, os.close, held)
+    return manifest
+
+
+def _copy(path: Path, target: BinaryIO, digest: str) -> None:
     """Copy a file. Raises ConfigError where it is not the one with the digest any more, OSError where it cannot be."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
     hasher = _hasher()
-    with path.open("rb") as stream, WholeFile(entry) as file:
+    with path.open("rb") as stream:
         while data := stream.read(_PIECE):
             hasher.update(data)
-            file.stream.write(data)
+            target.write(data)
         if hasher.hexdigest() != digest:
             raise ConfigError(f"manifest {path} was changed while it was read; start again")
 

@@ -95,17 +95,22 @@ def test_a_server_answers_while_what_starts_its_workers_was_killed_and_starts_ag
         wait_until(lambda: len(server.workers()) == 1, what="a new worker")
 
 
+@pytest.mark.parametrize("cache", ["there", "nowhere"])
 def test_a_manifest_that_is_written_over_in_mid_epoch_disturbs_nobody(
-    shards: list[Path], undisturbed: str, tmp_path: Path
+    shards: list[Path], undisturbed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     manifest = tmp_path / "train.ten"
     index_shards(shards).save(manifest)
+    if cache == "nowhere":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(manifest))  # no folder, so that even root cannot write there
     options = ("--manifest", str(manifest), *OPTIONS)
     with Loader.of(shards, *options) as server, RemoteDataset(server.url, batch_size=32) as dataset:
         for step, _ in enumerate(dataset):
             if step == 2:
                 manifest.write_bytes(b"")  # as cp does first: what is mapped of it would be a bus error
+                server.workers()[0].kill()  # the next one finds the manifest, too
         assert dataset.digest == undisturbed
+        assert ("set XDG_CACHE_HOME" in server.output) == (cache == "nowhere")
 
 
 def test_a_server_without_a_descriptor_left_says_so_and_goes_on_when_it_has_some(tmp_path: Path) -> None:

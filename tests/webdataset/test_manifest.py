@@ -17,6 +17,7 @@ from tests.webdataset.tars import numbered_files, read_by_tarfile, write_tar
 from webdataset.indexing import index_shards
 from webdataset.keys import base_plus_ext
 from webdataset.manifest import BLOCK_SAMPLES, Manifest, cut_blocks
+from webdataset.remotemanifest import load_manifest
 
 
 @pytest.fixture
@@ -223,3 +224,19 @@ def test_a_manifest_is_a_tenbin_file_of_named_arrays(manifest: Manifest, tmp_pat
     stream = io.BytesIO((tmp_path / "train.manifest").read_bytes())
     _, infos = decode_buffer(stream.getvalue(), infos=True)
     assert infos == ["manifest", "size", "mtime_ns", "digest", "samples", "blocks", "start", "length"]
+
+
+def test_a_manifest_too_large_for_memory_is_mapped_where_it_lies_and_the_warning_says_how_to_do_better(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("webdataset.remotemanifest._MOST_IN_MEMORY", 1 << 20)
+    path = tmp_path / "large.ten"
+    manifest.save(path)
+    no_folder = path / "cache"
+    assert load_manifest(path, no_folder).fingerprint == manifest.fingerprint
+    assert "is kept in memory" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("webdataset.remotemanifest._MOST_IN_MEMORY", path.stat().st_size - 1)
+    assert load_manifest(path, no_folder).fingerprint == manifest.fingerprint
+    assert "may not be written over while it is used" in caplog.text
+    assert "set XDG_CACHE_HOME" in caplog.text
