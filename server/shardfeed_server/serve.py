@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +17,7 @@ import uvloop
 
 from shardfeed_server.conduct import USUAL_PATIENCE, Patience
 from shardfeed_server.config import ServerConfig
+from shardfeed_server.descriptors import check_descriptors, raise_limit
 from shardfeed_server.generation import Preparation, StoppedError
 from shardfeed_server.http_address import OFF
 from shardfeed_server.lending import Lending
@@ -30,8 +30,6 @@ from shardfeed_wire.messages import StreamInfo
 from shardfeed_wire.transport import Listener, Network
 
 __all__ = ["Observer", "Serving", "serve"]
-
-_MOST_DESCRIPTORS = 1 << 20
 
 _DRAIN_SECONDS = 30.0
 _LINGER_SECONDS = 5.0
@@ -78,11 +76,12 @@ def serve(
     At SIGHUP the streams are opened anew, by what ``reread`` returns then, or as they were told at first where
     it is not given. ``log_json`` has the processes of outputs log as JSON.
 
-    Blocks. Raises ConfigError or EndpointError for what the configuration says wrongly, ShardError that
-    names every bad shard, and SampleError or ShapeError where a stream's first samples cannot be made. An
-    exception that ends a listener, which is a defect, ends the server and is raised, too.
+    Blocks. Raises ConfigError or EndpointError for what the configuration says wrongly, ConfigError where this
+    process may have too few descriptors, ShardError that names every bad shard, and SampleError or ShapeError
+    where a stream's first samples cannot be made. An exception that ends a listener, which is a defect, ends
+    the server and is raised, too.
     """
-    _have_descriptors()
+    raise_limit()
     server = _Server(config, observer, reread or (lambda: config), patience, ["--log-json"] if log_json else [])
     with contextlib.suppress(StoppedError):
         uvloop.run(server.run(end_with, remove_folder=remove_folder))
@@ -161,6 +160,7 @@ class _Server:
         try:
             async with self._http(service) as http:
                 generation = await streams.start()
+                check_descriptors(generation.workers.count)
                 reloading = asyncio.create_task(streams.run())
                 infos = tuple(stream.info for stream in generation.streams)
                 urls = tuple(listener.url for listener in listeners[: len(config.bind)])
@@ -215,14 +215,6 @@ class _Server:
             self._told_to_stop()
         else:
             streams.ask()
-
-
-def _have_descriptors() -> None:
-    """Let this process have as many descriptors as it may: a connection takes one."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _MOST_DESCRIPTORS)
-    if wanted > now:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _remove_sockets(urls: tuple[str, ...], *, folders: bool) -> None:

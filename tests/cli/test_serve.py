@@ -192,18 +192,30 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(folder: Path, tm
     assert "did you mean 'transforms'" in done.stderr
 
 
-def test_more_workers_than_the_descriptors_allow_are_refused_with_both_ways_out(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "workers", "said"),
+    [
+        (64, 40, ("of 40 cannot be started", "Too many open files")),
+        (44, 1, ("this process may have 44 descriptors, and needs", "workers = 1")),
+    ],
+    ids=["to start", "to answer"],
+)
+def test_more_workers_than_the_descriptors_allow_are_refused_with_both_ways_out(
+    folder: Path, limit: int, workers: int, said: tuple[str, ...]
+) -> None:
     program = [sys.executable, "-m", "shardfeed", "serve", str(folder / "train-000000.tar"), "--fields", "cls"]
+    options = ["--workers", str(workers), "--bind", "tcp://127.0.0.1:0"]
     done = subprocess.run(
-        ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *program, "--workers", "40", "--bind", "tcp://127.0.0.1:0"],
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *program, *options],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 1
-    for words in ("of 40 cannot be started", "Too many open files", "ulimit", "--workers"):
+    for words in (*said, "ulimit -n", "--workers"):
         assert words in done.stderr
+    assert "listening" not in done.stdout
 
 
 def test_every_bad_shard_is_named_at_once_and_nothing_is_served(folder: Path, tmp_path: Path) -> None:
