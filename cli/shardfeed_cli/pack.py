@@ -28,7 +28,7 @@ def pack(
     maxsize: Annotated[float, typer.Option(min=1, help="Bytes a shard, at most.")] = 1e9,
     ext: Annotated[
         list[str] | None,
-        typer.Option(help="Ending of files to pack from a folder; repeatable.  [default: pictures']"),
+        typer.Option(help="Ending of files to pack from a folder; repeatable.  [default: those of pictures]"),
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Number the classes as this classes.json says, as for another split.")

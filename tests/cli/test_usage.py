@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from shardfeed_cli.main import app
 from tests.cli.command import COMMAND, run
 
 COMMANDS = ("serve", "index", "pack", "info", "preview", "bench")
@@ -76,3 +81,37 @@ def test_without_ray_its_commands_say_how_to_get_it() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "error: Ray is not installed here; install it with `pip install 'shardfeed[server,ray]'`\n"
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+TREE: Any = typer.main.get_command(app)
+
+
+def options_of(command: Any) -> Iterator[set[str]]:
+    """Yield the spellings of each option of a command, or of all that are below it."""
+    for below in getattr(command, "commands", {}).values():
+        yield from options_of(below)
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and not parameter.hidden:
+            yield {*parameter.opts, *parameter.secondary_opts}
+
+
+def test_the_page_lists_every_command() -> None:
+    listed = re.findall(r"^\| \[`(\w+)`\]\(#shardfeed-\1\) \|", PAGE, re.MULTILINE)
+    assert sorted(listed) == sorted(TREE.commands)
+
+
+@pytest.mark.parametrize("name", TREE.commands)
+def test_the_page_has_a_section_with_the_commands_own_options_and_no_others(name: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    _, title, section = prose.partition(f"\n## shardfeed {name}\n")
+    assert title
+    section = section.partition("\n## ")[0]
+    rows = " ".join(re.findall(r"^\| (`-[^|]*) \|", section, re.MULTILINE))
+    known = list(options_of(TREE.commands[name]))
+    assert options_in(rows) <= set().union(*known)
+    assert [option for option in known if not option & options_in(section)] == []
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
