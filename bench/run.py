@@ -23,6 +23,7 @@ ROWS = (
     "reading",
     "server_memory",
     "trainer_cpu",
+    "where",
     "beginnings",
     "plan",
     "growth",

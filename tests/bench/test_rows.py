@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reading": {"samples": 16},
     "server_memory": {"samples": 32, "epochs": 2},
     "trainer_cpu": {"samples": 32},
+    "where": {"samples": 32},
     "beginnings": {"samples": 32},
     "plan": {"blocks": (1000, 2000)},
     "growth": {"counts": (1,), "samples": 256, "seconds": 0.4, "sizes": (100, 1000)},
