@@ -177,10 +177,12 @@ class RaggedColumn:
         self._rows: list[NDArray[Any]] = [self._empty] * rows
 
     def put(self, row: int, cell: Cell) -> None:
-        """Keep the value; it is copied once, by ``tensors``."""
+        """Keep the value; what nobody can write to is copied once, by ``tensors``."""
         if cell.kind != "ragged" or cell.dtype != self._dtype or cell.data.ndim != self._empty.ndim:
             raise MismatchError
-        self._rows[row] = np.ascontiguousarray(cell.data)
+        # A Python transform may make every sample in one array of its own: the next one would be in all rows.
+        kept = np.array(cell.data, order="C") if cell.data.flags.writeable else np.ascontiguousarray(cell.data)
+        self._rows[row] = kept
 
     def clear(self, row: int) -> None:
         """Set the row to nothing: every dimension 0."""

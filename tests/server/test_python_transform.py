@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardfeed_server.config import Collate, FieldConfig
 from shardfeed_server.draws import Draws
 from shardfeed_server.python_transform import load_transform
 from shardfeed_wire.errors import ConfigError, SampleError
 from tests.requirements import require
+from tests.server.streams import serve
 
 IMAGES = {"image": "bilinear", "mask": "nearest"}
 Write = Callable[[str], str]
@@ -185,6 +187,7 @@ RUN = """
 import hashlib, json, sys
 from pathlib import Path
 import numpy as np
+from shardfeed_server.config import Collate, FieldConfig
 from shardfeed_server.draws import Draws
 from shardfeed_server.python_transform import load_transform
 specs, folder, numbers = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -272,3 +275,18 @@ def test_an_albumentations_object_gets_every_picture_and_mask(write: Write, tmp_
     np.testing.assert_array_equal(made["image"], made["second"])
     np.testing.assert_array_equal(made["mask"], made["edge_mask"])
     assert made["label"] == 3
+
+
+@pytest.mark.parametrize("collate", ["stack", "ragged", "pad"])
+@pytest.mark.parametrize("make", ["numpy.zeros(3)", "torch.zeros(3, dtype=torch.float64)"])
+def test_a_transform_that_makes_each_sample_in_one_array_of_its_own_gives_each_row_its_own_values(
+    write: Write, tmp_path: Path, collate: Collate, make: str
+) -> None:
+    module = write(
+        f"import numpy, torch\nown = {make}\n"
+        "def f(sample):\n    own[:] = sample['x']\n    return {**sample, 'x': own}\n"
+    )
+    samples = [(str(number), {"cls": str(number).encode()}) for number in range(4)]
+    fields = {"x": FieldConfig(ext="cls", collate=collate)}
+    asked = serve(tmp_path, samples, fields=fields, transform=f"{module}:f", code_dir=tmp_path).ask([2, 0, 3, 1])
+    assert [row.tolist() for row in asked["x"]] == [[number] * 3 for number in (2, 0, 3, 1)]
