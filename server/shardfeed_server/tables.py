@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -71,7 +71,18 @@ def _read_value(kind: Any, value: object, place: Place) -> Any:
     except msgspec.ValidationError as error:
         reason, _, inside = str(error).replace("`", "").partition(" - at $")
         reason = reason.replace("Expected", "expected").replace("str", "text").replace("null", "nothing")
+        if isinstance(value, str) and (words := list(_words(kind))):
+            reason = f"it is none of the words for this key{nearest(value, words)}"
         raise place.error(f"found {_shown(value)}{f' (at {inside})' if inside else ''}: {reason}") from None
+
+
+def _words(kind: Any) -> Iterable[str]:
+    """Yield the texts that a type made of Literals takes."""
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    else:
+        for part in get_args(kind):
+            yield from _words(part)
 
 
 def _shown(value: object) -> str:

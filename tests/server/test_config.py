@@ -76,7 +76,15 @@ def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
         (STREAM + "max_pixels = 'big'", ["streams.train.max_pixels", "'big'", "expected int"]),
         (
             "[streams.a]\nshards='x'\nfields.image = { ext = 'jpg', collate = 'heap' }",
-            ["streams.a.fields.image.collate", "'heap'"],
+            ["streams.a.fields.image.collate", "'heap'", "known are stack, pad, ragged"],
+        ),
+        (
+            "[streams.a]\nshards='x'\nfields.image = { ext = 'jpg', interpolation = 'linear' }",
+            ["streams.a.fields.image.interpolation", "'linear'", "did you mean 'bilinear'?"],
+        ),
+        (
+            STREAM + "[[outputs]]\nurl = 'zpush://127.0.0.1:1'\nframing = 'frames'",
+            ["outputs.0.framing", "multipart, single"],
         ),
         (STREAM.replace('"rgb8"', "8"), ["streams.train.decode", "the number 8", "expected bool | text"]),
         ("[streams.a]\nshards='x'\nfields = 3", ["streams.a.fields", "jpg;png cls"]),
