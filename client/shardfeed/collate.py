@@ -163,7 +163,7 @@ def _ragged(batch: dict[str, Any], column: Column, pieces: _Pieces, rows: int, g
         shape[0] = column.padding.length
     sizes = shape.tolist()
     mask_bytes = 0 if column.padding.mask is None else (rows + _INDEX_BYTES) * sizes[0]
-    _check_padded(column.name, rows * math.prod(sizes) * items[0].itemsize + mask_bytes)
+    _check_padded(column, rows * math.prod(sizes) * items[0].itemsize + mask_bytes)
     value = torch.full((rows, *shape.tolist()), column.padding.value, dtype=logical or _torch_dtype(items[0].dtype))
     out = value.view(_torch_dtype(items[0].dtype)).numpy() if logical else value.numpy()
     lengths = np.zeros(rows, np.int64)
@@ -176,11 +176,13 @@ def _ragged(batch: dict[str, Any], column: Column, pieces: _Pieces, rows: int, g
         batch[column.padding.mask] = torch.from_numpy(np.arange(shape[0]) < lengths[:, None])
 
 
-def _check_padded(name: str, size: int) -> None:
+def _check_padded(column: Column, size: int) -> None:
     if size > _MOST_PADDED:
+        length = None if column.padding is None else column.padding.length
+        to, less = ("its longest row", "set") if length is None else (f"max_len = {length}", "lower")
         raise ShapeError(
-            f"column {name!r} padded to its longest row would take {size:,} bytes; "
-            'set max_len in the recipe, or collate = "ragged"'
+            f"column {column.name!r} padded to {to} would take {size:,} bytes, more than {_MOST_PADDED:,}; "
+            f'{less} max_len in the recipe, or batch_size, or write collate = "ragged"'
         )
 
 

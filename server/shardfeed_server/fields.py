@@ -28,6 +28,9 @@ IMAGE_EXTENSIONS: Final = frozenset(
 _FAST: Final = "fast"
 """What is written for ``rgb8`` from a picture that may be decoded smaller than it is."""
 
+_MOST_PADDED: Final = 1 << 32
+"""A client pads a column to 4 GiB at most."""
+
 _PICKLES: Final = frozenset(("pyd", "pickle", "pth"))
 _MASK_NAME: Final = re.compile(r"(.*_)?mask")
 _MASK_EXTENSION: Final = re.compile(r"(.*\.)?(mask|seg)(\..*)?")
@@ -163,8 +166,8 @@ def _padding(name: str, table: FieldConfig) -> Padding | None:
                 f'field {name!r}: max_len, mask and pad_value belong to collate = "pad"; write that, or leave them out'
             )
         return None
-    if table.max_len is not None and table.max_len < 1:
-        raise ConfigError(f"field {name!r}: max_len is {table.max_len}; it must be 1 or more")
+    if table.max_len is not None and not 1 <= table.max_len <= _MOST_PADDED:
+        raise ConfigError(f"field {name!r}: max_len is {table.max_len}; it must be 1 to {_MOST_PADDED}")
     mask = f"{name}_mask" if table.mask is True else table.mask or None
     return Padding(value=table.pad_value, length=table.max_len, mask=mask)
 

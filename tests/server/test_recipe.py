@@ -69,6 +69,10 @@ def test_masks_are_known_by_name_or_extension(name: str, ext: str, way: str) -> 
         ({"fields": {"a": FieldConfig(ext="npy", max_len=3)}}, ["'a'", 'collate = "pad"']),
         ({"fields": {"a": FieldConfig(ext="npy", collate="pad", max_len=0)}}, ["max_len is 0"]),
         (
+            {"fields": {"a": FieldConfig(ext="npy", collate="pad", max_len=1 << 50)}},
+            ["'a'", "max_len", "1 to 4294967296"],
+        ),
+        (
             {"fields": {"a": FieldConfig(ext="npy", collate="pad", mask="b"), "b": "cls"}},
             ["two fields or masks are named 'b'"],
         ),

@@ -194,6 +194,15 @@ def test_a_pad_value_that_the_field_cannot_hold_is_refused_at_the_start(tmp_path
         served.describe()
 
 
+def test_a_mask_of_single_numbers_is_refused_at_the_start_for_no_batch_would_have_it(tmp_path: Path) -> None:
+    from shardfeed_server.config import FieldConfig
+
+    fields = {"label": FieldConfig(ext="cls", collate="pad", mask=True)}
+    served = serve(tmp_path, [("a", {"cls": b"1"})], fields=fields)
+    with pytest.raises(ConfigError, match=r"'label': .* that there is no 'label_mask'; leave mask out"):
+        served.describe()
+
+
 def test_a_bad_sample_is_a_failure_and_its_row_zero(tmp_path: Path) -> None:
     good = {"png": encoded(TINY), "cls": b"1", "txt": b"hello"}
     samples = [
