@@ -31,6 +31,7 @@ def keygen(
     to be put there.
     """
     from shardfeed_wire.curve import load_server_keys
+    from shardfeed_wire.errors import ConfigError
     from shardfeed_wire.keygen import make_client, make_server
 
     if server is not None:
@@ -44,6 +45,10 @@ def keygen(
     if new:
         make_server(folder)
         print(f"{file}: the servers' secret; copy it and {folder / 'clients'} to the servers, and nowhere else")
+    if stream and not new and not client:
+        raise ConfigError(
+            f"--stream says what new clients may read, and {folder} has its keys already; add --client NAME"
+        )
     keys = load_server_keys(file)
     for name in client or (["trainer"] if new else []):
         made = make_client(folder, name, keys.public.decode(), streams=stream or (), allowed=keys.clients.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,3 +146,18 @@ def test_keygen_says_what_comes_next_and_lets_a_client_make_its_own(tmp_path: Pa
     again = run("keygen", tmp_path / "server", "--client", "own")
     assert again.returncode == 1
     assert "keys are never overwritten" in again.stderr
+    for arguments, said in (
+        ([tmp_path / "client", "--server", public[:-1], "--client", "cut"], "is no server's public key"),
+        ([tmp_path / "server", "--stream", "val"], "add --client NAME"),
+    ):
+        wrong = run("keygen", *arguments)
+        assert wrong.returncode == 1
+        assert said in wrong.stderr
+    assert not (tmp_path / "client/cut.toml").exists()
+
+
+def test_a_client_may_read_a_stream_of_any_name(tmp_path: Path) -> None:
+    folder = make_server(tmp_path / "keys").parent
+    name = 'a "b" \\ grün'
+    made = make_client(folder, "own", load_server_keys(folder / "server.toml").public.decode(), streams=[name])
+    assert tomllib.loads(made.text)["streams"] == [name]

@@ -17,16 +17,26 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from zmq.utils import z85
 
 from shardfeed_wire.complaints import Complaints
 from shardfeed_wire.errors import ConfigError
 
-__all__ = ["Client", "ClientFolder", "ClientKeys", "Keys", "ServerKeys", "load_client_keys", "load_server_keys"]
+__all__ = [
+    "KEY_CHARACTERS",
+    "Client",
+    "ClientFolder",
+    "ClientKeys",
+    "Keys",
+    "ServerKeys",
+    "is_key",
+    "load_client_keys",
+    "load_server_keys",
+]
 
-_KEY_CHARACTERS = 40
+KEY_CHARACTERS = 40
 _LOOK_SECONDS = 1.0
 """How long a change in the folder of clients may go unseen."""
 
@@ -214,10 +224,17 @@ def _check_keys(file: Path, table: Mapping[str, Any], known: set[str]) -> None:
         raise ConfigError(f"{file}: there is no key {unknown[0]!r} here; known are {', '.join(sorted(known))}")
 
 
-def _key(file: Path, table: Mapping[str, Any], name: str) -> bytes:
-    value = table.get(name)
-    if isinstance(value, str) and len(value) == _KEY_CHARACTERS:
+def is_key(value: object) -> TypeGuard[str]:
+    """Say whether it is a key as Z85 writes it."""
+    if isinstance(value, str) and len(value) == KEY_CHARACTERS:
         with contextlib.suppress(KeyError, UnicodeEncodeError, struct.error):
             z85.decode(value.encode("ascii"))
-            return value.encode("ascii")
-    raise ConfigError(f"{file}: {name} must be a key of {_KEY_CHARACTERS} characters, as `shardfeed keygen` writes it")
+            return True
+    return False
+
+
+def _key(file: Path, table: Mapping[str, Any], name: str) -> bytes:
+    value = table.get(name)
+    if is_key(value):
+        return value.encode("ascii")
+    raise ConfigError(f"{file}: {name} must be a key of {KEY_CHARACTERS} characters, as `shardfeed keygen` writes it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import zmq
 
+from shardfeed_wire.curve import KEY_CHARACTERS, is_key
 from shardfeed_wire.errors import ConfigError
 
 __all__ = ["Made", "make_client", "make_server"]
@@ -64,12 +66,17 @@ def make_client(
     """Make a client's keys in ``folder``, for servers with the public key ``server``; let it in where ``allowed`` is.
 
     ``streams`` are those it may read, every one where there are none; ``allowed`` is a server's folder of
-    clients. Raises ConfigError for a name that is none, and where a file exists already.
+    clients. Raises ConfigError for a name or key that is none, and where a file exists already.
     """
     if not _NAME.fullmatch(name) or name == "server":
         raise ConfigError(f"{name!r} is no name for a client; write letters, digits, _ . and -, and not 'server'")
+    if not is_key(server):
+        raise ConfigError(
+            f"{server!r} is no server's public key; give the {KEY_CHARACTERS} characters of `public` in its "
+            "server.toml, in quotes for the shell"
+        )
     public, secret = _pair()
-    listed = ", ".join(f'"{stream}"' for stream in streams)
+    listed = ", ".join(json.dumps(stream, ensure_ascii=False) for stream in streams)
     text = _ALLOWED.format(public=public, streams=f"streams = [{listed}]" if streams else '# streams = ["train"]')
     entry = None if allowed is None else _write(allowed / f"{name}.toml", text, private=False)
     try:
