@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ Identity: TypeAlias = tuple[int, int, int, int]
 """Device, inode, size in bytes, modification time in ns."""
 
 _LOOKS_AT_A_TIME = 32
+_MOST_OPEN = 1024
 _AGAIN = "make the manifest again with `shardfeed index`"
 
 
@@ -48,7 +51,7 @@ class ShardReader:
         root: str | os.PathLike[str] | None = None,
         *,
         partial: bool = False,
-        max_open: int = 128,
+        max_open: int | None = None,
         urls: Mapping[str, str] | None = None,
     ) -> None:
         """Look at every shard and compare it with the manifest. Blocks.
@@ -59,13 +62,15 @@ class ShardReader:
 
         :param root: the folder or URL that the shards' names are relative to; default: the manifest's.
         :param partial: go on when shards are missing or changed; ``readable`` says which are not.
-        :param max_open: descriptors kept open.
+        :param max_open: descriptors kept open; default: 1,024, or a quarter of what the process may have. In random
+            order samples come from as many shards in turn as the order has lanes, and opening one takes longer than
+            reading a small sample.
         :param urls: what to ask for, by the names of far shards, where it is more than root and name
             (a signature); it appears in no message.
         :raises ShardError: shards are missing or changed since (unless ``partial``); all are named.
         :raises ConfigError: shards of this kind need an extra.
         """
-        self._max_open = max_open
+        self._max_open = _most_open() if max_open is None else max_open
         self._open: OrderedDict[int, int] = OrderedDict()
         self._far: RemoteBlocks | None = None
         count = len(manifest.names)
@@ -183,7 +188,7 @@ class ShardReader:
         if fd is not None:
             self._open.move_to_end(number)
             return fd
-        fd = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._opened(shard.path)
         # Between check() and here the path may have come to lead elsewhere.
         if _identity(os.fstat(fd)) != shard.identity:
             os.close(fd)
@@ -192,6 +197,19 @@ class ShardReader:
             os.close(self._open.popitem(last=False)[1])
         self._open[number] = fd
         return fd
+
+    def _opened(self, path: str) -> int:
+        """Open a file; where the process may have no more, give up half of those that are open for it."""
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._open:
+                    raise
+            kept = len(self._open) // 2
+            self._max_open = max(1, kept)
+            while len(self._open) > kept:
+                os.close(self._open.popitem(last=False)[1])
 
 
 def identify_shard(manifest: Manifest, number: int, path: str) -> Identity:
@@ -214,6 +232,11 @@ def identify_shard(manifest: Manifest, number: int, path: str) -> Identity:
     ):
         raise _fault(name, f"changed since it was indexed: {path} holds other samples; {_AGAIN}")
     return identity
+
+
+def _most_open() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, soft // 4))
 
 
 def _look_at(manifest: Manifest, path: str, number: int) -> _Shard:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,31 @@ def test_every_sample_is_read_with_few_descriptors(reader: ShardReader, manifest
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert keys(reader, manifest) == [f"{number:06d}" for number in range(20)]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+FEW_DESCRIPTORS = """
+import os, pickle, resource, sys
+reader = pickle.load(open(sys.argv[1], "rb"))
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 3, most))
+for turn in range(2):
+    print(*(reader.read(number, 0, 6).decode() for number in range(5)))
+try:
+    while True:
+        os.open(os.devnull, os.O_RDONLY)
+except OSError:
+    print(reader.read(0, 0, 6).decode())
+"""
+
+
+def test_shards_are_read_where_the_process_may_not_have_all_open_at_once(manifest: Manifest, tmp_path: Path) -> None:
+    with ShardReader(manifest) as reader:
+        (tmp_path / "reader").write_bytes(pickle.dumps(reader))
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, tmp_path / "reader"], capture_output=True, text=True, timeout=60
+    )
+    names = [f"{4 * shard:06d}" for shard in range(5)]
+    assert done.stdout.split() == [*names, *names, names[0]], done.stderr
 
 
 def test_a_copy_of_the_data_set_under_another_root_is_read(manifest: Manifest, tmp_path: Path) -> None:
