@@ -175,7 +175,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next `iter` begins, or the one under way."""
+        """The epoch that the next `iter` begins, or the one under way; that which a DataLoader's workers are at."""
         return self._position.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -225,7 +225,7 @@ class RemoteDataset(IterableDataset[Any]):
         self._position.load(bookmark)
 
     def bookmark(self, batches: int) -> dict[str, Any]:
-        """Return the bookmark after ``batches`` batches of the current epoch, counted from where it was begun.
+        """Return the bookmark after ``batches`` batches of the pass begun last, counted from where it was begun.
 
         For loops whose DataLoader has workers: it is computed, not observed. Connects where that has
         not happened yet.

@@ -9,6 +9,7 @@ from torch.utils.data import get_worker_info
 
 from shardfeed.bookmark import Bookmark, Order
 from shardfeed.epochs import Epochs
+from shardfeed.options import read_whole
 from shardfeed.plan import Cut
 from shardfeed.routing import Step
 from shardfeed_wire.errors import ConfigError, DataMismatchError, RecipeMismatchError
@@ -37,7 +38,6 @@ class Position:
         self._resume: Bookmark | None = None
         self._standing: Bookmark | None = None
         self._under_way = False  # whether _standing is where a pass has come to, and nobody said otherwise since
-        self._origin = 0
 
     @property
     def epoch(self) -> int:
@@ -92,9 +92,10 @@ class Position:
         epoch = self._epochs.begin(workers, in_workers=get_worker_info() is not None)
         if self._resume is not None:
             _check(self._resume, order, samples=samples, allow_recipe_change=allow_recipe_change)
-        self._origin = self._start(epoch, worker, workers, cut)
-        self._standing = self._at(order, epoch, self._origin)
-        return epoch, self._origin
+        origin = self._start(epoch, worker, workers, cut)
+        self._standing = self._at(order, epoch, origin)
+        self._epochs.started(epoch, worker, origin)
+        return epoch, origin
 
     def _start(self, epoch: int, worker: int, workers: int, cut: Cut) -> int:
         first, resume = worker * cut.step_samples, self._resume
@@ -120,8 +121,7 @@ class Position:
         self._resume, self._under_way = None, False
         self._epochs.finish(epoch, worker)
         if self._standing is not None and self._standing.epoch == epoch:
-            self._origin = worker * cut.step_samples
-            self._standing = self._at(order, epoch + 1, self._origin)
+            self._standing = self._at(order, epoch + 1, worker * cut.step_samples)
 
     def bookmark(self, order: Order, cut: Cut) -> Bookmark:
         """Return where the trainer stands. Raises ConfigError where only workers of a DataLoader know."""
@@ -137,12 +137,18 @@ class Position:
         return _rolled_over(self._at(order, self.epoch, self._start(self.epoch, worker, workers, cut)), order, cut)
 
     def computed(self, order: Order, cut: Cut, batches: int) -> Bookmark:
-        """Return where a trainer stands that has taken ``batches`` batches of the pass begun last."""
-        epoch = self.epoch
-        if self._epochs.in_workers or self._standing is None:
-            origin = self._resume.consumed if self._resume is not None and self._resume.epoch == epoch else 0
-        else:
-            origin = self._origin
+        """Return where a trainer stands that has taken ``batches`` batches of the pass begun last.
+
+        With none taken that is the pass which comes next, unless one is under way.
+        """
+        batches = read_whole("batches", batches)
+        if batches < 0:
+            raise ConfigError(f"bookmark(batches={batches}): it is the batches that your loop has taken, 0 or more")
+        begun = self._epochs.begun
+        if begun is None or (not batches and begun[0] != self.epoch):
+            resume = self._resume
+            begun = self.epoch, resume.consumed if resume is not None and resume.epoch == self.epoch else 0
+        epoch, origin = begun
         return _rolled_over(Bookmark.at(order, epoch, origin + batches * cut.step_samples), order, cut)
 
     def _at(self, order: Order, epoch: int, consumed: int) -> Bookmark:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from shardfeed import ConfigError, DataMismatchError, RecipeMismatchError, RemoteDataset
 from tests.photographs import Photographs
-from tests.system.loaders import Loader, write_photographs
+from tests.system.loaders import Loader, wait_until, write_photographs
 
 SAMPLES = 240
 OPTIONS = ("--resize", "32x32", "--workers", "1")
@@ -224,6 +224,39 @@ def test_plain_workers_go_on_from_a_computed_bookmark(opened: Open, line: list[s
     resumed = opened()
     resumed.load_state_dict(state)
     assert of_loader(DataLoader(resumed, batch_size=None, num_workers=1)) == line[80:]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_computed_bookmark_is_of_the_loops_epoch_though_workers_have_made_all_its_batches(
+    opened: Open, workers: int
+) -> None:
+    dataset = opened()
+    steps = len(dataset)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=steps if workers else None)
+    taken = iter(loader)
+    for batches in range(1, steps):
+        next(taken)
+        if workers:
+            wait_until(lambda: dataset.epoch == 1, what="that the workers are ahead to the end of the epoch")
+        state = dataset.bookmark(batches)
+        assert (state["epoch"], state["consumed"]) == (0, 16 * batches)
+    assert len(list(taken)) == 1
+    for batches in (steps, 0):  # after the epoch: all of it was taken, or nothing of the next one
+        state = dataset.bookmark(batches)
+        assert (state["epoch"], state["consumed"]) == (1, 0)
+    with pytest.raises(ConfigError, match=r"bookmark\(batches=-1\)"):
+        dataset.bookmark(-1)
+
+
+def test_a_bookmark_that_is_loaded_is_where_batches_are_counted_from(opened: Open) -> None:
+    dataset, resumed = opened(), opened()
+    take(dataset, 3)
+    resumed.load_state_dict(dataset.state_dict())
+    for batches in (0, 2):
+        assert resumed.bookmark(batches)["consumed"] == 16 * (3 + batches)
+    take(resumed, 1)
+    assert resumed.bookmark(1)["consumed"] == 16 * 4
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks.*:DeprecationWarning")
