@@ -156,8 +156,11 @@ class Position:
 
 
 def _rolled_over(bookmark: Bookmark, order: Order, cut: Cut) -> Bookmark:
-    """Return the beginning of the next epoch for the end of one, on every rank alike."""
-    if bookmark.workers > 1 or replace(cut, rank=0).rows(bookmark.consumed) is not None:
+    """Return the beginning of the next epoch for the end of one, on every rank alike.
+
+    The beginning of an epoch is none's end, not even where the epoch has no steps.
+    """
+    if bookmark.workers > 1 or not bookmark.consumed or replace(cut, rank=0).rows(bookmark.consumed) is not None:
         return bookmark
     return Bookmark.at(order, bookmark.epoch + 1, 0)
 

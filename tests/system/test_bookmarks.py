@@ -330,6 +330,13 @@ def test_a_pass_left_after_its_last_batch_is_a_full_one(opened: Open) -> None:
     assert counted.epoch == 3
 
 
+def test_an_epoch_without_steps_is_passed_once(opened: Open) -> None:
+    dataset = opened(batch_size=SAMPLES + 1, drop_last=True)
+    for epoch in range(2):
+        assert (dataset.epoch, dataset.state_dict()["epoch"]) == (epoch, epoch)
+        assert take(dataset) == []
+
+
 def test_a_bookmark_counts_until_a_batch_was_delivered(opened: Open, line: list[str]) -> None:
     dataset = opened()
     take(dataset, 3)
