@@ -16,7 +16,7 @@ import numpy as np
 from shardfeed_wire.errors import ConfigError, SampleError
 from shardfeed_wire.tenbin import encode_buffer
 
-__all__ = ["Encoder", "EncoderSpec", "default_encoders", "encode_image", "make_encoder"]
+__all__ = ["Encoder", "EncoderSpec", "default_encoders", "encode_image", "encode_utf8", "make_encoder"]
 
 Sample: TypeAlias = dict[str, Any]
 Encoders: TypeAlias = Mapping[str, Callable[[Any], bytes]]
@@ -95,11 +95,20 @@ def _encode_sample(sample: Sample, encoders: Encoders) -> Sample:
     for field, value in sample.items():
         if isinstance(value, str):
             # Text is written as it is in any field, so a json field may be given as its text.
-            value = value if field.startswith("_") else value.encode("utf-8")
+            value = value if field.startswith("_") else encode_utf8(sample.get("__key__"), field, value)
         elif not field.startswith("_") and not isinstance(value, bytes | bytearray | memoryview):
             value = _encode_field(sample, field, value, encoders)
         encoded[field] = value
     return encoded
+
+
+def encode_utf8(key: str | None, field: str, text: str) -> bytes:
+    """Encode a field's text. Raises SampleError where it holds what UTF-8 does not, such as half a character."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        reason = f"its text is none that UTF-8 can hold: {error.reason} at {error.start}"
+        raise SampleError(f"sample {key}, field {field}: {reason}", key=key, field=field, reason=reason) from error
 
 
 def _encode_field(sample: Sample, field: str, value: Any, encoders: Encoders) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shardfeed_wire.errors import ConfigError, SampleError
-from webdataset.encode import EncoderSpec, make_encoder
+from webdataset.encode import EncoderSpec, encode_utf8, make_encoder
 from webdataset.indexing import root_of
 from webdataset.keys import base_plus_ext, is_meta
 from webdataset.manifest import BLOCK_BYTES, Manifest
@@ -139,21 +139,29 @@ class TarWriter:
         """Make the bytes of a sample's members, and count those of its fields."""
         key = obj.get("__key__")
         if not isinstance(key, str):
-            raise SampleError(f"a sample with the fields {sorted(obj)} has no __key__: give it one", key=None)
+            raise SampleError(f"a sample with the fields {sorted(obj, key=str)} has no __key__: give it one", key=None)
         if key == self._last_key:
             raise _bad(key, None, "the sample before had the same key, and the two would be read as one")
-        encoded = obj if self._encoder is None else self._encoder(obj)
+        for field in obj:
+            if not isinstance(field, str):
+                raise _bad(key, str(field), f"the field's name is {type(field).__name__}, not text")
+        encoded = obj if self._encoder is None else self._encoder(dict(obj))
         parts: list[bytes] = []
+        names: set[str] = set()
         total = 0
         for field in sorted(encoded):
             if field == "__key__" or (field.startswith("_") and not self._keep_meta):
                 continue
+            if field.lower() in names:
+                raise _bad(key, field, "another field is named so but for case, and readers take names in lower case")
+            names.add(field.lower())
             value = encoded[field]
-            data = value.encode("utf-8") if isinstance(value, str) else value
+            data = encode_utf8(key, field, value) if isinstance(value, str) else value
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise _bad(key, field, f"its value is {type(data).__name__}, not bytes: encode it, or give an encoder")
-            size = len(memoryview(data).cast("B"))
-            parts += (self._header(key, field, size), bytes(data), bytes(padded(size) - size))
+            data = bytes(data)
+            size = len(data)
+            parts += (self._header(key, field, size), data, bytes(padded(size) - size))
             total += size
         if not parts:
             raise _bad(key, None, "it has no fields, so that nothing of it would be written")
@@ -169,8 +177,11 @@ class TarWriter:
         info.mode = self._mode
         info.uname, info.gname = self._user, self._group
         info.mtime = int(time.time() if self._mtime is None else self._mtime)
-        # Plain ustar, and a pax header before it only where a name needs one.
-        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        try:
+            # Plain ustar, and a pax header before it only where a name needs one.
+            return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise _bad(key, field, f"{name!r} is no name that a tar can hold: {error.reason}") from error
 
     def _append(self, parts: list[bytes], key: str) -> None:
         if self._stream is None or self._failed:

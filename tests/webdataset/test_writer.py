@@ -168,6 +168,31 @@ def test_names_that_would_be_read_back_otherwise_are_refused(sample: dict[str, A
         written(sample)
 
 
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        ({"jpg": b"1", "JPG": b"2"}, "field jpg: another field is named so but for case"),
+        ({"txt": "half \ud800"}, "field txt: its text is none that UTF-8 can hold"),
+        ({"x\ud800": b"1"}, "no name that a tar can hold"),
+        ({5: b"1"}, "the field's name is int"),
+    ],
+)
+@pytest.mark.parametrize("encoder", [True, False])
+def test_what_no_reader_would_take_is_refused_by_sample_and_field(
+    sample: dict[Any, Any], reason: str, encoder: bool
+) -> None:
+    with pytest.raises(SampleError, match=f"sample k, .*{reason}"):
+        written({"__key__": "k", **sample}, encoder=encoder)
+
+
+def test_views_of_any_layout_are_written_and_an_encoder_has_a_sample_of_its_own() -> None:
+    sample = {"__key__": "k", "x": memoryview(b"abcd")[::2]}
+    assert read_back(written(sample), decoder=False) == [{"__key__": "k", "x": b"ac"}]
+    popping = written(sample, encoder=lambda sample: {"x": sample.pop("__key__").encode()})
+    assert read_back(popping, decoder=False) == [{"__key__": "k", "x": b"k"}]
+    assert set(sample) == {"__key__", "x"}
+
+
 def test_two_samples_in_a_row_with_one_key_and_samples_without_fields_are_refused() -> None:
     with pytest.raises(SampleError, match="same key"):
         written({"__key__": "a", "x": b"1"}, {"__key__": "a", "y": b"2"})
