@@ -1,4 +1,4 @@
-"""Samples of an array and of numbers, texts and bytes beside it, all those of an answer at once.
+"""Samples of an array and of numbers, texts, bytes and JSON beside it, all those of an answer at once.
 
 As in `wholesale`, what is done once a sample counts where no picture is decoded. Where samples are alike, each has its
 array in the same place: it is read straight into its row of the answer, as `straight` does, and what is around it into
@@ -66,12 +66,10 @@ class Alike:
 
     def decode(self, columns: Mapping[str, list[bytes]], collation: Collation) -> list[Filled] | None:
         """Return all columns in order of the fields, that of the array too; None where something does not decode."""
-        try:
-            made = {name: filled(self._simple[name], rows) for name, rows in columns.items()}
-        except (ValueError, OverflowError):  # of which UnicodeDecodeError is one
-            return None
+        made = {name: filled(self._simple[name], rows) for name, rows in columns.items()}
         made[self._array] = Filled("dense", collation.lend_all(self._array))
-        return [made[name] for name in self._names]
+        whole = [each for each in map(made.__getitem__, self._names) if each is not None]
+        return whole if len(whole) == len(made) else None
 
     def _read(
         self, located: Sequence[Located], place: Place, collation: Collation, at_row: Callable[[int], None]

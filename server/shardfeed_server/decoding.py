@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,10 +27,10 @@ _PLAIN = {"L": "l", "RGB": "rgb", "RGBA": "rgba"}
 
 
 class Simple(NamedTuple):
-    """A field that is one member's bytes, or the number or text that they say."""
+    """A field that is one member's bytes, or the number, text or JSON that they say."""
 
     extension: str
-    kind: Literal["number", "text", "bytes"]
+    kind: Literal["number", "text", "bytes", "json"]
 
 
 class FieldDecoder:
@@ -107,6 +108,8 @@ def _simple(field: Field, extension: str, decode: _Decode | None) -> Simple | No
         return None
     if decode is None:
         return Simple(extension, "bytes")
+    if decode is json.loads:
+        return Simple(extension, "json")
     return Simple(extension, "text") if decode is decode_text else None
 
 

@@ -64,10 +64,15 @@ class StraightReader:
                 if sample is not None:
                     return sample
         data = self._reader.bytes_of(located)
-        place = self._place(data)
+        found = plain_places(data, base_plus_ext)
+        place = None if found is None else self._place(data, found[1])
         self.guess = place if place == self._last else None
         self._last = place
-        return self._reader.sample_of(located, data)
+        if found is None:
+            return self._reader.sample_of(located, data)
+        wanted = self._reader.extensions
+        fields = {suffix: data[begin:end] for suffix, (begin, end) in found[1].items() if suffix in wanted}
+        return {"__key__": found[0], **fields}
 
     def _guessed(self, located: Located, guess: Place, row: NDArray[Any]) -> dict[str, Any] | None:
         """Return the sample where the guess is right. The row is dirty where it is not."""
@@ -94,16 +99,13 @@ class StraightReader:
                 sample[suffix] = bytes(around[begin:behind])
         return sample
 
-    def _place(self, data: bytes) -> Place | None:
+    def _place(self, data: bytes, members: Mapping[str, tuple[int, int]]) -> Place | None:
         """Return where a sample has the largest array that may be read so."""
-        found = plain_places(data, base_plus_ext) if len(data) >= self._least else None
-        if found is None:
+        sizes = {extension: end - begin for extension, (begin, end) in members.items() if extension in self._fields}
+        extension = max(sizes, key=sizes.__getitem__, default=None)
+        if extension is None or sizes[extension] < self._least:
             return None
-        places = {extension: place for extension, place in found[1].items() if extension in self._fields}
-        if not places:
-            return None
-        extension = max(places, key=lambda extension: places[extension][1] - places[extension][0])
-        begin, end = places[extension]
+        begin, end = members[extension]
         try:
             array = _decode(data[begin:end])
         except Exception:  # the recipe's decoder says why

@@ -1,7 +1,7 @@
-"""Samples of numbers, texts and bytes, all those of an answer at once.
+"""Samples of numbers, texts, bytes and JSON, all those of an answer at once.
 
 Where samples are small, what is done once a sample is all that counts. So where a recipe only asks for numbers,
-texts and bytes as they are stored, samples are read side by side, taken apart together, and turned into columns
+texts, bytes and JSON as they are stored, samples are read side by side, taken apart together, and turned into columns
 one field at a time. Whatever does not go so without a question, one bad sample for example, is left to the way
 that goes row by row and can say what is wrong.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from shardfeed_server.columns import Filled
@@ -75,20 +76,34 @@ class Wholesale:
 
     def decode(self, columns: Sequence[list[bytes]]) -> list[Filled] | None:
         """Return what becomes of the bytes; None where something does not decode."""
-        try:
-            return [filled(field, rows) for field, rows in zip(self._fields, columns, strict=True)]
-        except (ValueError, OverflowError):  # of which UnicodeDecodeError is one
-            return None
+        made = [filled(field, rows) for field, rows in zip(self._fields, columns, strict=True)]
+        whole = [each for each in made if each is not None]
+        return whole if len(whole) == len(made) else None
 
 
-def filled(field: Simple, rows: list[bytes]) -> Filled:
-    """Return what becomes of a field's bytes. Raises ValueError or OverflowError where something does not decode."""
-    if field.kind == "number":
-        return Filled("dense", np.array(list(map(int, rows)), dtype=np.int64))
-    if field.kind == "text" and not b"".join(rows).isascii():
-        for row in rows:
-            decode_text(row)
+def filled(field: Simple, rows: list[bytes]) -> Filled | None:
+    """Return what becomes of a field's bytes; None where something does not decode, or not to what the others do."""
+    try:
+        if field.kind == "number":
+            return Filled("dense", np.array(list(map(int, rows)), dtype=np.int64))
+        if field.kind == "json":
+            return Filled("json", [_written_anew(row) for row in rows]) if all(map(_is_structure, rows)) else None
+        if field.kind == "text" and not b"".join(rows).isascii():
+            for row in rows:
+                decode_text(row)
+    except (ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
+        return None
     return Filled(field.kind, rows)
+
+
+def _is_structure(row: bytes) -> bool:
+    """Whether JSON is an object or an array: a number or a text in it makes a column of another kind."""
+    return row[:1] in (b"{", b"[")
+
+
+def _written_anew(row: bytes) -> bytes:
+    """Return JSON as it is written row by row, by `columns.cell_of`. Raises for all that Python reads otherwise."""
+    return msgspec.json.encode(msgspec.json.decode(row))
 
 
 def windows(located: Sequence[Located], most: int = _WINDOW) -> Iterator[tuple[int, int]]:

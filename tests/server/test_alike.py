@@ -27,7 +27,10 @@ def _npy(number: int, shape: tuple[int, ...] = (5, 7), dtype: str = "<f4") -> by
 def _samples(count: int, **form: object) -> list[tuple[str, dict[str, bytes]]]:
     texts = [b"", b"plain", "grüß".encode(), b"a" * 600]
     return [
-        (f"a.b/k{n}", {"npy": _npy(n, **form), "cls": b"%d" % n, "txt": texts[n % 4], "no": b"field"})
+        (
+            f"a.b/k{n}",
+            {"npy": _npy(n, **form), "cls": b"%d" % n, "txt": texts[n % 4], "no": b"field", "json": b'[%d, "a"]' % n},
+        )
         for n in range(count)
     ]
 
@@ -50,7 +53,7 @@ def _same(served: Served, numbers: list[int], *, keys: bool = False) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("fields", ["npy cls", "text=txt array=npy", "npy"])
+@pytest.mark.parametrize("fields", ["npy cls", "text=txt array=npy", "npy", "json npy"])
 @pytest.mark.parametrize("form", [{}, {"shape": (3, 80, 80), "dtype": "u1"}, {"shape": (1,), "dtype": "<i8"}])
 @pytest.mark.parametrize("keys", [False, True])
 def test_an_answer_made_at_once_is_the_one_made_row_by_row(

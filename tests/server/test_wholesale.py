@@ -53,6 +53,41 @@ def test_an_answer_made_at_once_is_the_one_made_row_by_row(tmp_path: Path, keys:
         np.testing.assert_array_equal(one, other)
 
 
+STRUCTURES = (
+    b' {"a": 1}',
+    b'{"text": "gr\xc3\xbc\xc3\x9f", "list": [1, 2.50, -0.0, true, null], "deep": {"b": ["\\u0041\\/"]}}',
+    b"[18446744073709551615, 123456789012345678901234567890, 5e-324]",
+    b'{"a":1,"a":2}',
+    b"[NaN, -Infinity, 1e400]",
+    b"\xef\xbb\xbf[1]",
+    b"[1] \n",
+    b"[]",
+    '{"wide": 1}'.encode("utf-16"),
+)
+BROKEN = (b"{", b"", b'["\\ud800"]', b'["\x01"]', b"[01]", b"[" * 5000, b'["\xff"]')
+
+
+@pytest.mark.parametrize("odd", STRUCTURES)
+def test_json_written_at_once_is_that_written_row_by_row(tmp_path: Path, odd: bytes) -> None:
+    samples = [(f"k{n}", {"json": b'{"n": %d}' % n, "cls": b"%d" % n}) for n in range(3)]
+    served = serve(tmp_path, [*samples, ("odd", {"json": odd, "cls": b"3"})], fields="json cls")
+    at_once = served.ask(range(4))
+    assert (at_once.batch.failures, at_once["json"][:3]) == ((), [b'{"n":0}', b'{"n":1}', b'{"n":2}'])
+    row_by_row = served.ask(range(4), bad_rows=ONE_BY_ONE)
+    assert at_once.batch.columns == row_by_row.batch.columns
+    for one, other in zip(at_once.tensors[1:], row_by_row.tensors[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=repr)
+def test_json_that_is_none_is_a_failure_among_good_rows(tmp_path: Path, broken: bytes) -> None:
+    samples = [("a", {"json": b"[1]"}), ("bad", {"json": broken}), ("c", {"json": b"[3]"})]
+    asked = serve(tmp_path, samples, fields="json").ask(range(3))
+    (failure,) = asked.batch.failures
+    assert (failure.row, failure.key, failure.field) == (1, "bad", "json")
+    assert asked["json"] == [b"[1]", b"", b"[3]"]
+
+
 def test_samples_of_more_than_a_window_are_read_in_runs(tmp_path: Path) -> None:
     samples = _samples(300, size=3000)
     wholesale, reader, shards = _wholesale(tmp_path, samples)

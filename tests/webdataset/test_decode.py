@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardfeed_wire.errors import ConfigError, SampleError
 from webdataset.decode import default_handlers, make_decoder, make_handlers
@@ -41,6 +43,25 @@ def test_npy_and_npz_come_back_equal(array: np.ndarray[Any, Any]) -> None:
     for got in (RGB["npy"](npy(array)), RGB["npz"](npz(a=array, b=array))["b"]):
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array)
+
+
+@given(
+    dtype=st.sampled_from(["<f4", ">f8", "|b1", "|i1", "<u2", ">i8", "<c16", "<U3", "|S4", "<M8[ns]", "|V5"]),
+    shape=st.lists(st.integers(0, 3), max_size=4).map(tuple),
+    order=st.sampled_from(["C", "F"]),
+)
+def test_any_npy_that_numpy_writes_is_read_as_numpy_reads_it(dtype: str, shape: tuple[int, ...], order: Any) -> None:
+    written = npy(
+        np.arange(np.prod(shape, dtype=int))
+        .astype("u1")
+        .repeat(np.dtype(dtype).itemsize)
+        .view(dtype)
+        .reshape(shape, order=order)
+    )
+    got, expected = RGB["npy"](written), np.load(io.BytesIO(written))
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    assert got.flags.c_contiguous == expected.flags.c_contiguous
+    assert got.tobytes("A") == expected.tobytes("A")
 
 
 def npz(**arrays: np.ndarray[Any, Any]) -> bytes:
