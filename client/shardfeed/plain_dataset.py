@@ -13,6 +13,7 @@ import zmq
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from shardfeed.options import read_whole
 from shardfeed.peer import Framing
 from shardfeed.plain_sctp import SctpReceiver
 from shardfeed.plain_sockets import PlainSockets, ReceivingSocket, check_options
@@ -78,6 +79,7 @@ class PlainDataset(IterableDataset[Any]):
         """
         super().__init__()
         check_options(framing=framing, high_water=high_water, timeout=timeout)
+        length = None if length is None else read_whole("length", length)
         if length is not None and length < 0:
             raise ConfigError(f"length={length}: it is the batches of one pass, 0 or more; None: there is no end")
         if on_error not in ("raise", "skip"):

@@ -14,7 +14,7 @@ from shardfeed_wire.binding import cannot_bind
 from shardfeed_wire.errors import EndpointError, TenbinError
 from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.plain import PlainEndpoint
-from shardfeed_wire.unix_sockets import remove_stale_socket
+from shardfeed_wire.unix_sockets import closed_to_others, remove_stale_socket
 
 __all__ = ["ZeroMQReceiver", "ZeroMQSender"]
 
@@ -32,6 +32,7 @@ class _ZeroMQSocket(PlainSocket):
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: PlainEndpoint) -> None:
         super().__init__(endpoint)
+        self._bound = False
         self._raw = context.socket(_KINDS[endpoint.pattern])
         self._raw.linger = 0
         self._raw.ipv6 = "[" in endpoint.address  # else ZeroMQ writes IPv4 addresses as IPv6 ones
@@ -47,7 +48,9 @@ class _ZeroMQSocket(PlainSocket):
                 return
             if address.startswith("ipc://"):
                 remove_stale_socket(Path(address.removeprefix("ipc://")))
-            self._raw.bind(f"{address[: -len(':0')]}:*" if address.endswith(":0") else address)
+            with closed_to_others():
+                self._raw.bind(f"{address[: -len(':0')]}:*" if address.endswith(":0") else address)
+            self._bound = True
         except (zmq.ZMQError, OSError) as error:
             if self.endpoint.binds:
                 raise cannot_bind(f"cannot bind {self.endpoint.url}", error.errno, error) from error
@@ -70,7 +73,8 @@ class _ZeroMQSocket(PlainSocket):
         """See `PlainSocket.close`."""
         if not self._raw.closed:
             self._raw.close(round(linger * 1_000))
-            if self.endpoint.binds and self.endpoint.address.startswith("ipc://"):
+            # What it did not bind is a file, or another process's socket.
+            if self._bound and self.endpoint.address.startswith("ipc://"):
                 Path(self.endpoint.address.removeprefix("ipc://")).unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -345,7 +346,7 @@ def test_a_closed_sender_says_so_and_wrong_arguments_are_named() -> None:
             PlainSender("zpub://127.0.0.1:0", **wrong)
         with pytest.raises(ConfigError, match=name):
             PlainDataset("zpull://127.0.0.1:0", **wrong)
-    for wrong in ({"length": -1}, {"on_error": "mask"}, {"frame_bytes": 0}):
+    for wrong in ({"length": -1}, {"length": 1.5}, {"on_error": "mask"}, {"frame_bytes": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             PlainDataset("zpull://127.0.0.1:0", **wrong)
     with pytest.raises(ConfigError, match="infos=True"), PlainSender("zpub://127.0.0.1:0", infos=True) as sender:
@@ -366,6 +367,26 @@ def test_an_address_in_use_is_an_error_that_names_it_and_leaves_nothing() -> Non
         pytest.raises(EndpointError, match=f"cannot bind {sender.urls[0]}"),
     ):
         PlainSender(["zrpush://127.0.0.1:0", sender.urls[0]])
+
+
+def test_a_path_in_use_stays_its_owners(temporary_folder: Path) -> None:
+    feed, file = temporary_folder / "feed", temporary_folder / "labels.json"
+    file.write_text("{}")
+    before = os.umask(0)
+    try:
+        with PlainDataset(f"zpull+ipc://{feed}", timeout=PATIENCE) as dataset:
+            arriving = iter(dataset)
+            assert feed.stat().st_mode & 0o777 == 0o770
+            for path in (feed, file):
+                with pytest.raises(EndpointError, match=f"cannot bind zpull\\+ipc://{path}"):
+                    iter(PlainDataset(f"zpull+ipc://{path}"))
+            with PlainSender(f"zpush+ipc://{feed}", timeout=PATIENCE) as sender:
+                sender.send(batch(7))
+            assert next(arriving)
+    finally:
+        os.umask(before)
+    assert file.read_text() == "{}"
+    file.unlink()
 
 
 # ------------------------------------------------------------------------------------ DataLoader, forks, ends
