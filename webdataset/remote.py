@@ -178,19 +178,23 @@ def read_range(
     :raises ShardError: it is not the object of ``identity`` any more, or cannot be read; the message
         names ``name``, url and status.
     """
-    data = bytearray()
+    data, have = bytearray(length), 0
 
     def go_on(timeout: float) -> bytearray:
+        nonlocal have
         deadline = time.monotonic() + timeout
-        for piece in ranges.pieces(url, start + len(data), start + length, identity, timeout):
-            data.extend(piece)
-            if time.monotonic() > deadline and len(data) < length:
-                raise TransientError(f"it comes too slowly: {len(data)} of {length} bytes")
-        if len(data) != length:
-            raise TransientError(f"it ended after {len(data)} of {length} bytes")
+        for piece in ranges.pieces(url, start + have, start + length, identity, timeout):
+            if have + len(piece) > length:
+                raise ShardError(f"the server sent more than the {length} bytes that were asked for")
+            data[have : have + len(piece)] = piece
+            have += len(piece)
+            if time.monotonic() > deadline and have < length:
+                raise TransientError(f"it comes too slowly: {have} of {length} bytes")
+        if have != length:
+            raise TransientError(f"it ended after {have} of {length} bytes")
         return data
 
-    return _persist(go_on, url, name, patience, lambda: len(data))
+    return _persist(go_on, url, name, patience, lambda: have)
 
 
 def _persist(

@@ -36,6 +36,7 @@ from shardfeed_server.jobs import (
 )
 from shardfeed_server.stream import Stream
 from shardfeed_wire.errors import BadRequestError, ConfigError, SampleError, ShapeError, ShardError
+from shardfeed_wire.freed_memory import keep_freed_memory
 from shardfeed_wire.sharing import seal
 
 __all__ = ["work"]
@@ -210,5 +211,7 @@ def work(link: socket.socket, progress_descriptor: int, sources: Sequence[Stream
         import torch
 
         torch.set_num_threads(1)
+    if any(source.reader.far is not None for source in sources):
+        keep_freed_memory()  # blocks come in it, and the kernel would clear it anew for each
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         _Worker(link, Progress(progress_descriptor), sources).run()
