@@ -17,7 +17,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -80,11 +80,22 @@ class BlockCache:
         generation = self._generation[block]
         fd, position, _ = self._place(block)
         data = os.pread(fd, length, position + offset)
-        # It may have been let go meanwhile, and its place be a hole.
-        if self._state[block] != _PRESENT or self._generation[block] != generation or len(data) != length:
-            return None
+        return data if len(data) == length and self._was_there(block, generation) else None
+
+    def read_into(self, block: int, offset: int, length: int, buffers: Sequence[Any]) -> bool:
+        """Read the same into buffers, one after the other; False where it is not there, and they may hold anything."""
+        if self._state[block] != _PRESENT:
+            return False
+        generation = self._generation[block]
+        fd, position, _ = self._place(block)
+        return os.preadv(fd, buffers, position + offset) == length and self._was_there(block, generation)
+
+    def _was_there(self, block: int, generation: int) -> bool:
+        """Say whether a block was not let go while it was read, its place a hole; note that it was used."""
+        if self._state[block] != _PRESENT or self._generation[block] != generation:
+            return False
         self._used[block] = time.monotonic_ns()
-        return data
+        return True
 
     def holds(self, block: int) -> bool:
         """Say whether a block is there now."""

@@ -92,15 +92,26 @@ class RemoteBlocks:
         within = start - self.cache.span(block)[0]
         data = self.cache.get(block, within, length)
         if data is None:
-            coming = self._coming.pop(block, None)
-            self.traffic.misses += 1
-            whole = self._fetch(block) if coming is None else coming.result()
-            data = bytes(memoryview(whole)[within : within + length])
+            data = bytes(self._missed(block)[within : within + length])
         else:
-            self._coming.pop(block, None)
-            self.traffic.hits += 1
+            self._found(block)
         self._go_on()
         return data
+
+    def read_into(self, shard: int, start: int, length: int, buffers: Sequence[Any]) -> None:
+        """Read as `read` does, but into writable buffers of ``length`` bytes altogether, one after the other."""
+        block = self._block(shard, start)
+        within = start - self.cache.span(block)[0]
+        if self.cache.read_into(block, within, length, buffers):
+            self._found(block)
+        else:
+            whole = self._missed(block)
+            for buffer in buffers:
+                view = memoryview(buffer)
+                if view.nbytes:  # a view with a zero in its shape cannot be cast
+                    view.cast("B")[:] = whole[within : within + view.nbytes]
+                    within += view.nbytes
+        self._go_on()
 
     def close(self) -> None:
         """End the threads, close connections and cache; nothing can be read after that."""
@@ -139,6 +150,16 @@ class RemoteBlocks:
         first, stop = np.searchsorted(manifest.block_shard, (shard, shard + 1)).tolist()
         firsts = manifest.starts[manifest.block_first[first:stop]]
         return int(first + np.searchsorted(firsts, np.uint64(start), side="right")) - 1
+
+    def _found(self, block: int) -> None:
+        self._coming.pop(block, None)
+        self.traffic.hits += 1
+
+    def _missed(self, block: int) -> memoryview:
+        """Wait for a block that was not in the cache."""
+        coming = self._coming.pop(block, None)
+        self.traffic.misses += 1
+        return memoryview(self._fetch(block) if coming is None else coming.result())
 
     def _go_on(self) -> None:
         """Have the next blocks fetched, so many that the bytes waiting to be read stay few."""

@@ -147,12 +147,15 @@ class ShardReader:
     def read_into(self, number: int, start: int, length: int, buffers: Sequence[Any]) -> bool:
         """Read as `read` does, but into writable buffers of ``length`` bytes altogether, one after the other. Blocks.
 
-        :returns: False where that would take more than one call, and for far shards: ``read`` then.
+        :returns: False where that would take more than one call: ``read`` then.
         :raises ShardError: as `read`.
         """
         shard = self._readable_shard(number)
-        if self._far is not None or start < 0 or start + length > _size(shard):
+        if start < 0 or start + length > _size(shard):
             return False
+        if self._far is not None:
+            self._far.read_into(number, start, length, buffers)
+            return True
         try:
             return os.preadv(self._descriptor(number, shard), buffers, start) == length
         except OSError as error:

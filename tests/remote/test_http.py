@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import webdataset.remoteblocks
@@ -67,6 +68,22 @@ def test_every_sample_arrives_as_it_lies_in_the_file(
     before = len(server.asked)
     samples_of(reader, manifest)
     assert len(server.asked) == before, "the second time all comes from the cache"
+
+
+@pytest.mark.parametrize("cache_bytes", [1000, 1 << 30], ids=["none is kept", "all are kept"])
+def test_samples_are_read_into_memory_of_the_caller_as_they_lie_in_the_file(
+    reader: ShardReader, manifest: Manifest, cache_bytes: int
+) -> None:
+    assert reader.far is not None
+    reader.far.set_cache(cache_bytes, None, 10.0)
+    expected = samples_of(reader, manifest, range(0, 100, 9))
+    for _ in range(2):  # fetched, or of the cache
+        for number, data in zip(range(0, 100, 9), expected, strict=True):
+            block = int(manifest.block_first.searchsorted(number, side="right")) - 1
+            shard, start = int(manifest.block_shard[block]), int(manifest.starts[number])
+            parts = bytearray(512), np.zeros((2, 3, 5), np.uint16), np.zeros((0, 4)), bytearray(len(data) - 572)
+            assert reader.read_into(shard, start, len(data), parts)
+            assert b"".join(part.tobytes() if isinstance(part, np.ndarray) else part for part in parts) == data
 
 
 def test_blocks_are_fetched_several_at_a_time_over_few_connections(
