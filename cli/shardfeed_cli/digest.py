@@ -14,7 +14,7 @@ def digest(
     stream: Annotated[
         str | None, typer.Option(help="The stream.  [default: the server's only one, else default]")
     ] = None,
-    epoch: Annotated[int, typer.Option(min=0, max=(1 << 63) - 1, help="The epoch that is read.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, max=(1 << 63) - 2, help="The epoch that is read.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1, help="Of the order and the augmentation.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows asked for at once; no part of the digest.")] = 64,
     shuffle: Annotated[bool, typer.Option(help="Whether the order is random.")] = True,

@@ -23,7 +23,7 @@ def preview(
         str | None, typer.Option(help="The stream.  [default: the server's only one, else default]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1, help="Of the order and the augmentation.")] = 0,
-    epoch: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1, help="Whose first samples are shown.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, max=(1 << 63) - 2, help="Whose first samples are shown.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a server, and for the batch.")] = 30.0,
     curve: Annotated[
         str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
