@@ -387,7 +387,7 @@ def test_values_of_a_transform_become_columns_by_their_type(tmp_path: Path) -> N
         "def f(sample):\n"
         "    n = sample['cls']\n"
         "    return {'a.cls': n / 2, 'b.cls': n > 1, 'c.cls': torch.full((2,), n, dtype=torch.bfloat16),\n"
-        "            'd.cls': [n, 'x'], 'e.cls': np.float32(n), 'f.cls': None, 'cls': n}\n"
+        "            'd.cls': [n, float('nan'), b'x', {2: (3,)}], 'e.cls': np.float32(n), 'f.cls': None, 'cls': n}\n"
     )
     names = ["a.cls", "b.cls", "c.cls", "d.cls", "e.cls", "f.cls", "cls"]
     samples = [(f"k{number}", dict.fromkeys(names, str(number).encode())) for number in (1, 2)]
@@ -399,7 +399,7 @@ def test_values_of_a_transform_become_columns_by_their_type(tmp_path: Path) -> N
     assert asked["a.cls"].tolist() == [0.5, 1]
     assert asked["b.cls"].tolist() == [0, 1]
     assert torch.from_numpy(asked["c.cls"].view(np.int16).copy()).view(torch.bfloat16).tolist() == [[1, 1], [2, 2]]
-    assert asked["d.cls"] == [b'[1,"x"]', b'[2,"x"]']
+    assert asked["d.cls"] == [b'[1,null,"eA==",{"2":[3]}]', b'[2,null,"eA==",{"2":[3]}]']
     assert asked["f.cls"] == [b"null", b"null"]
 
 
