@@ -310,10 +310,17 @@ class RemoteDataset(IterableDataset[Any]):
         return session.fetch(wanted, self._recorder.untold), wanted
 
     def _take(self, batch: Delivered, waited: float, asked: float) -> Any:
-        """Count a batch, asked for at ``asked``, as delivered and give it the shape that the trainer asked for."""
+        """Give a batch, asked for at ``asked``, the shape that the trainer asked for, and count it as delivered."""
         now = time.monotonic()
         step = batch.step
         counted = batch.good & ~step.padding
+        columns = batch.columns
+        if self._options.info:
+            info = BatchInfo(step.epoch, step.number, list(batch.shards), list(batch.keys), torch.from_numpy(counted))
+            columns = {**columns, "__info__": info}
+        made = tuple(columns.values()) if self._connection.session().info.unnamed else columns
+        if self._options.batch_transform is not None:
+            made = self._options.batch_transform(made)  # where it raises, the trainer has nothing of this batch yet
         self._digest += digest_rows(step.epoch, step.positions[~step.padding], batch.keyhash[~step.padding])
         self._digest %= 1 << 128
         masked = int((~batch.good).sum())
@@ -331,13 +338,7 @@ class RemoteDataset(IterableDataset[Any]):
             now=now,
         )
         self._position.delivered(self._order(), step)
-        columns = batch.columns
-        if self._options.info:
-            info = BatchInfo(step.epoch, step.number, list(batch.shards), list(batch.keys), torch.from_numpy(counted))
-            columns = {**columns, "__info__": info}
-        made = tuple(columns.values()) if self._connection.session().info.unnamed else columns
-        transform = self._options.batch_transform
-        return made if transform is None else transform(made)
+        return made
 
     def _finished(self, epoch: int) -> None:
         self._position.finished(self._order(), self._cut(), epoch)

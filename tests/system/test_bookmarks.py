@@ -330,6 +330,19 @@ def test_a_pass_left_after_its_last_batch_is_a_full_one(opened: Open) -> None:
     assert counted.epoch == 3
 
 
+def test_a_batch_whose_transform_raised_was_not_delivered(opened: Open, line: list[str]) -> None:
+    def transform(batch: Any) -> Any:
+        if batch[-1].step == 2:
+            raise MemoryError
+        return batch
+
+    failing, whole = opened(batch_transform=transform), opened()
+    with pytest.raises(MemoryError):
+        take(failing)
+    assert take(whole, 2) == line[:32]
+    assert (failing.state_dict(), failing.digest) == (whole.state_dict(), whole.digest)
+
+
 def test_an_epoch_without_steps_is_passed_once(opened: Open) -> None:
     dataset = opened(batch_size=SAMPLES + 1, drop_last=True)
     for epoch in range(2):
