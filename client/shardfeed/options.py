@@ -46,6 +46,8 @@ class Options:
         for name in ("batch_size", "seed", "lanes", "prefetch_bytes"):
             if (value := getattr(self, name)) is not None or name != "lanes":
                 object.__setattr__(self, name, read_whole(name, value))
+        if self.batch_transform is not None and not callable(self.batch_transform):
+            raise ConfigError(f"batch_transform={self.batch_transform!r}: it is a function of a batch")
         for name in ("shuffle", "info"):
             object.__setattr__(self, name, bool(getattr(self, name)))
         if self.pin_memory and not getattr(torch, "accelerator", torch.cuda).is_available():

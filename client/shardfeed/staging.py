@@ -72,13 +72,17 @@ def check_device(device: str | torch.device | None) -> torch.device | None:
 
     Raises ConfigError for a device that is neither CUDA's nor the CPU, or is not there.
     """
-    if device is None or torch.device(device).type == "cpu":
+    try:
+        wanted = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r}: it is 'cuda' or 'cpu', and torch knows none such") from error
+    if wanted is None or wanted.type == "cpu":
         return None
-    if torch.device(device).type != "cuda":
+    if wanted.type != "cuda":
         raise ConfigError(f"device={str(device)!r}: it is 'cuda' or 'cpu'; move batches to others yourself")
     if not torch.cuda.is_available():
         raise ConfigError(f"device={str(device)!r}: torch finds no GPU here; leave device out, or mend the driver")
-    return torch.device(device)
+    return wanted
 
 
 class Staged:

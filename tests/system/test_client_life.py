@@ -365,6 +365,8 @@ def test_ctrl_c_reaches_a_trainer_that_waits(shards: list[Path]) -> None:
         ({"timeout": None}, "timeout=None: it is seconds"),
         ({"connect_timeout": -1}, "connect_timeout=-1: it is seconds, and above 0"),
         ({"job": 3}, "job=3: it is text"),
+        ({"device": "gpu"}, "device='gpu': it is 'cuda' or 'cpu'"),
+        ({"batch_transform": "halve"}, "batch_transform='halve': it is a function"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, object], message: str) -> None:
