@@ -106,12 +106,13 @@ class Epochs:
             return None
         return epoch, int(self._shared[_STARTS : _STARTS + workers][taking_part].min())
 
-    def finish(self, epoch: int, worker: int) -> None:
-        """Note that ``worker`` has done its share of ``epoch``."""
+    def finish(self, epoch: int, worker: int) -> int:
+        """Note that ``worker`` has done its share of ``epoch``; return what it begins next, as `set` may have said."""
         if int(self._shared[_FIRST + worker]) == epoch:
             self._shared[_FIRST + worker] = epoch + 1
             if not self.in_workers:
                 self._shared[_FIRST:_PASSES] = epoch + 1
+        return int(self._shared[_FIRST + worker])
 
     def _forget(self) -> None:
         self._shared[_BEGUN] = self._shared[_PASSES:_STARTS] = _NEVER

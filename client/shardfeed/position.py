@@ -119,9 +119,9 @@ class Position:
         """Note a full pass: stand before the next epoch, unless `set_epoch` said otherwise meanwhile."""
         worker, _ = this_worker()
         self._resume, self._under_way = None, False
-        self._epochs.finish(epoch, worker)
+        following = self._epochs.finish(epoch, worker)
         if self._standing is not None and self._standing.epoch == epoch:
-            self._standing = self._at(order, epoch + 1, worker * cut.step_samples)
+            self._standing = self._at(order, following, worker * cut.step_samples)
 
     def bookmark(self, order: Order, cut: Cut) -> Bookmark:
         """Return where the trainer stands. Raises ConfigError where only workers of a DataLoader know."""

@@ -330,6 +330,16 @@ def test_a_pass_left_after_its_last_batch_is_a_full_one(opened: Open) -> None:
     assert counted.epoch == 3
 
 
+def test_after_a_pass_the_bookmark_is_of_the_epoch_that_set_epoch_asked_for_meanwhile(opened: Open) -> None:
+    dataset = opened()
+    batches = iter(dataset)
+    next(batches)
+    dataset.set_epoch(5)
+    assert len(list(batches)) == len(dataset) - 1
+    state = dataset.state_dict()
+    assert (dataset.epoch, state["epoch"], state["consumed"]) == (5, 5, 0)
+
+
 def test_a_batch_whose_transform_raised_was_not_delivered(opened: Open, line: list[str]) -> None:
     def transform(batch: Any) -> Any:
         if batch[-1].step == 2:
