@@ -35,7 +35,8 @@ class _Shard:
     name: str
     path: str
     identity: Identity | RemoteIdentity | None
-    reason: str
+    reason: str = ""
+    size: int = 0
 
 
 class ShardReader:
@@ -132,9 +133,8 @@ class ShardReader:
             or reading fails.
         """
         shard = self._readable_shard(number)
-        size = _size(shard)
-        if start < 0 or length < 0 or start + length > size:
-            raise _fault(shard.name, f"it has {size} bytes, none at {start} to {start + length}; {_AGAIN}")
+        if start < 0 or length < 0 or start + length > shard.size:
+            raise _fault(shard.name, f"it has {shard.size} bytes, none at {start} to {start + length}; {_AGAIN}")
         if self._far is not None:
             return self._far.read(number, start, length)
         try:
@@ -147,17 +147,20 @@ class ShardReader:
     def read_into(self, number: int, start: int, length: int, buffers: Sequence[Any]) -> bool:
         """Read as `read` does, but into writable buffers of ``length`` bytes altogether, one after the other. Blocks.
 
-        :returns: False where that would take more than one call: ``read`` then.
+        :returns: False where that would take more than one call, or the range is not there: ``read`` then.
         :raises ShardError: as `read`.
         """
-        shard = self._readable_shard(number)
-        if start < 0 or start + length > _size(shard):
+        shard = self._shards[number]
+        if start < 0 or start + length > shard.size:  # which is 0 where it was never readable
             return False
         if self._far is not None:
             self._far.read_into(number, start, length, buffers)
             return True
         try:
-            return os.preadv(self._descriptor(number, shard), buffers, start) == length
+            descriptor = self._open.get(number)  # short, for this runs once a sample
+            if descriptor is None:
+                descriptor = self._descriptor(number, shard)
+            return os.preadv(descriptor, buffers, start) == length
         except OSError as error:
             raise _fault(shard.name, f"cannot read {shard.path}: {error.strerror}") from error
 
@@ -244,7 +247,8 @@ def _most_open() -> int:
 
 def _look_at(manifest: Manifest, path: str, number: int) -> _Shard:
     try:
-        return _Shard(manifest.names[number], path, identify_shard(manifest, number, path), "")
+        identity = identify_shard(manifest, number, path)
+        return _Shard(manifest.names[number], path, identity, size=identity[2])
     except ShardError as error:
         return _Shard(manifest.names[number], path, None, str(error))
 
@@ -256,7 +260,7 @@ def _look_from_afar(manifest: Manifest, urls: list[str]) -> list[_Shard]:
         name, url = manifest.names[number], urls[number]
         try:
             identity = identify_remote_shard(manifest, number, ranges, url, patience=PATIENCE)
-            return _Shard(name, public_url(url), identity, "")
+            return _Shard(name, public_url(url), identity, size=identity.size)
         except ShardError as error:
             return _Shard(name, public_url(url), None, str(error))
 
@@ -265,16 +269,6 @@ def _look_from_afar(manifest: Manifest, urls: list[str]) -> list[_Shard]:
             return list(pool.map(look, range(len(urls))))
     finally:
         ranges.close()
-
-
-def _size(shard: _Shard) -> int:
-    match shard.identity:
-        case RemoteIdentity(size=size):
-            return size
-        case (_, _, size, _):
-            return size
-        case _:
-            return 0
 
 
 def _identity(status: os.stat_result) -> Identity:

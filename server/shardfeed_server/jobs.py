@@ -6,7 +6,9 @@ import mmap
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import msgspec
@@ -157,6 +159,10 @@ class Progress:
     def note(self, job: int, row: int) -> None:
         """Say what is begun."""
         self._NOTE.pack_into(self._memory, 0, job, row)
+
+    def of(self, job: int) -> Callable[[int], None]:
+        """Return what says which row of a job is begun; it is called once a sample."""
+        return partial(self._NOTE.pack_into, self._memory, 0, job)
 
     def read(self) -> tuple[int, int]:
         """Return (job, row)."""

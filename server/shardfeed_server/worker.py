@@ -158,7 +158,7 @@ class _Worker:
                 np.frombuffer(job.block, np.uint32),
                 np.frombuffer(job.index, np.uint16),
                 self._slots.allocate,
-                at_row=lambda row: self._progress.note(job.number, row),
+                at_row=self._progress.of(job.number),
                 bad_rows=job.bad_rows,
                 waiting=time.monotonic() - job.since,
             )
@@ -192,9 +192,7 @@ class _Worker:
         number = asked.number
         self._progress.note(number, Progress.BETWEEN)
         try:
-            info = self._stream(asked.stream).describe(
-                at_row=lambda row: self._progress.note(number, row), bad_rows=asked.bad_rows
-            )
+            info = self._stream(asked.stream).describe(at_row=self._progress.of(number), bad_rows=asked.bad_rows)
             self._link.sendall(encode(Described(number=number, info=info)))
         except (SampleError, ShardError, ShapeError, ConfigError) as error:
             self._failed(number, "failed", str(error))
