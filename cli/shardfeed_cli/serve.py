@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_LONG_LINE = 1_000
+"""Of as many characters a line is printed without colours: rich looks for them in quadratic time."""
+
 
 def serve(
     shards: Annotated[
@@ -252,9 +255,10 @@ def _announce(serving: Serving, config: ServerConfig, meter: Meter) -> None:
 
     meter.close()
     given = {name: len(stream.shard_paths()) for name, stream in config.streams.items()}
-    text = "\n".join(announce(serving, given))
     # Colours on a terminal only; lines are never wrapped, and nothing in them is markup.
-    Console(soft_wrap=True, markup=False, emoji=False).print(text)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    for line in announce(serving, given):
+        console.print(line, highlight=len(line) < _LONG_LINE)
 
 
 def _say_draining() -> None:

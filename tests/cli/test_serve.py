@@ -142,8 +142,11 @@ def test_a_server_of_a_manifest_drains_at_sigterm_and_leaves_no_socket(folder: P
     assert run("index", shards, "-o", manifest).returncode == 0
     options = ["--fields", "jpg cls", "--decode", "l8", "--resize", "16", "--transform-op", "center_crop=16"]
     where = ["--bind", f"ipc://{tmp_path}/feed", "--workers", "1", "--stream", "train"]
-    with started("serve", shards, "--manifest", manifest, *options, *where, log=tmp_path / "log") as running:
+    name = "n" * 100_000  # which is as good as any: it costs nothing
+    arguments = [shards, "--manifest", manifest, "--name", name, *options, *where]
+    with started("serve", *arguments, log=tmp_path / "log") as running:
         assert running.endpoint() == f"ipc://{tmp_path}/feed"
+        assert f"server: {name}, workers: 1" in running.said()
         assert "column jpg: uint8 (16, 16)" in running.said()
         assert running.stop() == 0
         assert "draining" in running.said()
