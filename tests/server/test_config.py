@@ -55,6 +55,13 @@ fields.label = { ext = "cls", label_map = "labels.json" }
     assert field.label_map == str(tmp_path / "labels.json")
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_the_same_without(tmp_path: Path) -> None:
+    path = _written(tmp_path, STREAM)
+    plain = load_config(path)
+    path.write_text(STREAM, encoding="utf-8-sig")
+    assert load_config(path) == plain
+
+
 def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
     path = _written(tmp_path, 'bind = "tcp://0.0.0.0:1"\nworkers = 1\n' + STREAM)
     config = load_config(path, {"insecure": True, "workers": 3})

@@ -85,6 +85,13 @@ def refusal(server: Path | None, client: Path | None) -> str:
     return told[0]
 
 
+def test_a_key_file_that_begins_with_a_byte_order_mark_is_the_same_without(keys: Path) -> None:
+    file = keys / "trainer.toml"
+    plain = load_client_keys(file).public
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert load_client_keys(file).public == plain
+
+
 def test_a_client_whose_key_the_server_does_not_know_is_told_so(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     (keys / "clients/trainer.toml").unlink()
     public = load_client_keys(keys / "trainer.toml").public.decode()
