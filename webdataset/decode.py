@@ -49,6 +49,7 @@ _USUAL_NPY = re.compile(
 )
 _MOST_UNPACKED = 1 << 30
 """Bytes of an .npz file's arrays: it may be a thousandth of that itself."""
+_PIECE = 1 << 20
 CONTAINERS = ("mp", "json", "ten", "pyd")
 
 
@@ -201,7 +202,15 @@ def _decode_npz(data: bytes) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
             raise ValueError(
                 f"its arrays take {unpacked:,} bytes unpacked, more than the {_MOST_UNPACKED:,} that are decoded"
             )
-        return {name.removesuffix(".npy"): _decode_npy(archive.read(name)) for name in archive.namelist()}
+        return {
+            member.filename.removesuffix(".npy"): _decode_npy(_unpack(archive, member)) for member in archive.infolist()
+        }
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack what the member says that it holds, in pieces: in one, all that is packed would be, whatever it says."""
+    with archive.open(member) as stream:
+        return b"".join(iter(partial(stream.read, _PIECE), b""))
 
 
 def _decode_pickle(data: bytes) -> Any:

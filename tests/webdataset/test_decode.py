@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -81,6 +84,28 @@ def test_an_npy_header_that_claims_terabytes_takes_no_memory() -> None:
     assert b"999999999999999" in data
     with pytest.raises(ValueError, match="reshape"):
         RGB["npy"](data)
+
+
+def claiming(size: int, data: bytes) -> bytes:
+    """Have the one member of a zip file say that it takes ``size`` bytes unpacked."""
+    changed = bytearray(data)
+    for place in (22, data.rindex(b"PK\1\2") + 24):
+        struct.pack_into("<L", changed, place, size)
+    return bytes(changed)
+
+
+def test_an_npz_that_unpacks_to_gigabytes_takes_no_memory_whatever_it_says() -> None:
+    with pytest.raises(ValueError, match=r"1,073,741,825 bytes unpacked, more than the 1,073,741,824"):
+        RGB["npz"](claiming((1 << 30) + 1, npz(a=np.zeros(3))))
+    small = claiming(1_000, npz(a=np.zeros(64 << 20, np.uint8)))
+    assert len(small) < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
+            RGB["npz"](small)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pickles_are_in_no_table_unless_allowed() -> None:
