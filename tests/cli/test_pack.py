@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,6 +124,24 @@ def test_a_folder_that_cannot_be_read_to_its_end_is_named_and_nothing_is_packed(
     assert done.returncode == 1
     assert f"error: {loop}: it is a link to a folder that holds it" in done.stderr
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_folder_that_the_system_does_not_list_is_named_and_nothing_is_packed(animals: Path, tmp_path: Path) -> None:
+    # A mode of 0 would keep root out of nothing; a path that is too long keeps out everyone.
+    deep, name = os.open(animals / "cat", os.O_RDONLY), "d" * 200
+    for _ in range(25):
+        os.mkdir(name, dir_fd=deep)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = deeper
+    os.close(deep)
+    done = run("pack", animals, "-o", tmp_path / "out/x-%06d.tar")
+    assert done.returncode == 1
+    assert f"error: {animals}/cat/{name}/" in done.stderr
+    assert "File name too long; correct it, pack again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*"))
+    shutil.rmtree(animals)
 
 
 def test_a_place_where_no_manifest_can_be_is_refused_before_anything_is_packed(animals: Path, tmp_path: Path) -> None:

@@ -374,6 +374,13 @@ def test_an_argument_that_makes_no_sense_is_named(arguments: dict[str, object], 
         RemoteDataset("tcp://127.0.0.1:7880", **{"batch_size": 16, **arguments})
 
 
+def test_pinned_memory_without_an_accelerator_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = getattr(torch, "accelerator", torch.cuda)
+    monkeypatch.setattr(accelerator, "is_available", lambda: False)  # as on most machines that run this
+    with pytest.raises(ConfigError, match="pin_memory=True: torch finds no accelerator here; leave it out"):
+        RemoteDataset("tcp://127.0.0.1:7880", batch_size=16, pin_memory=True)
+
+
 @pytest.mark.parametrize("endpoints", [None, 7880, ["tcp://127.0.0.1:7880", None]])
 def test_endpoints_that_are_none_are_said(endpoints: object) -> None:
     with pytest.raises(EndpointError, match="write one URL or a list of them"):
