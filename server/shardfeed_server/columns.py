@@ -68,6 +68,17 @@ def cell_of(value: Any, field: Field) -> Cell:
     int: int64; float: float64; bool: bool, each a dense scalar, as torch's default_collate has them.
     Arrays and tensors keep their dtype. str: text; bytes: bytes; all else: JSON.
     """
+    try:
+        return _cell_of(value, field)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, SampleError):
+            raise
+        # A sparse tensor, say, or a picture that Pillow decodes only now.
+        reason = f"a value of type {type(value).__name__} is no array ({type(error).__name__}: {error})"
+        raise _not_a_column(field, f"{reason}; convert it in a Python transform") from error
+
+
+def _cell_of(value: Any, field: Field) -> Cell:
     kind: Kind = "dense" if field.collate == "stack" else "ragged"
     if type(value) is int:  # before all others, for labels are the most frequent
         return Cell("dense", "int64", _integer(value, field))

@@ -411,13 +411,20 @@ def test_values_of_a_transform_become_columns_by_their_type(tmp_path: Path) -> N
         ("object()", "neither an array nor JSON"),
         ("np.array(['a'])", "cannot be sent"),
         ("{'a': np.zeros(2)}", "neither an array nor JSON"),
+        ("torch.eye(2).to_sparse()", "value of type Tensor is no array (TypeError: "),
+        ("torch.ones(1, device='meta')", "value of type Tensor is no array (NotImplementedError: "),
+        ("Image.open(io.BytesIO(cut))", "value of type PngImageFile is no array (OSError: image file is truncated"),
     ],
 )
 def test_a_value_that_no_column_holds_is_a_failure_that_says_why(tmp_path: Path, value: str, said: str) -> None:
     code = tmp_path / "code"
     code.mkdir()
     module = f"odd{abs(hash(value))}"
-    (code / f"{module}.py").write_text(f"import numpy as np\ndef f(sample):\n    return {{**sample, 'cls': {value}}}\n")
+    (code / f"{module}.py").write_text(
+        "import io, torch, numpy as np\nfrom PIL import Image\nmade = io.BytesIO()\n"
+        "Image.effect_noise((64, 64), 50).save(made, 'PNG')\ncut = made.getvalue()[:-600]\n"
+        f"def f(sample):\n    return {{**sample, 'cls': {value}}}\n"
+    )
     asked = serve(tmp_path, [("a", {"cls": b"1"})], fields="cls", transform=f"{module}:f", code_dir=code).ask([0])
     assert said in asked.batch.failures[0].reason
     assert asked.batch.failures[0].field == "cls"
