@@ -186,7 +186,8 @@ class _Worker:
 
     def _failed(self, number: int, reason: str, message: str) -> None:
         self._slots.give_back()
-        self._link.sendall(encode(Failed(number=number, reason=reason, message=message[:32_768])))
+        said = message[:32_768].encode("utf-8", "replace").decode("utf-8")  # a path may hold what UTF-8 does not
+        self._link.sendall(encode(Failed(number=number, reason=reason, message=said)))
 
     def _describe(self, asked: Asked) -> None:
         number = asked.number

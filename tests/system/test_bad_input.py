@@ -71,6 +71,15 @@ def test_every_bad_shard_is_named_in_one_message_and_the_server_does_not_start(
     assert "Traceback" not in printed
 
 
+def test_what_a_transform_says_of_a_file_that_is_not_utf_8_ends_no_worker(shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "saying.py").write_text("def f(sample):\n    raise ValueError('no map gr\\udcfcn.json')\n")
+    said = refused_start(
+        *shards, "--fields", "cls", "--code-dir", tmp_path, "--transform", "saying:f", "--bind", "tcp://127.0.0.1:0"
+    )
+    assert "the transform saying:f raised ValueError: no map gr?n.json" in said
+    assert "Traceback" not in said
+
+
 def test_a_bad_shard_can_be_left_out_for_good(shards: list[Path], tmp_path: Path) -> None:
     for shard in shards:
         shutil.copy(shard, tmp_path)
