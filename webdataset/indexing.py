@@ -200,12 +200,15 @@ def root_of(paths: Sequence[str]) -> tuple[str, list[str]]:
 
     :param paths: absolute paths, or URLs. What may be secret in a URL is in neither root nor names.
     :raises ConfigError: none given, one given twice, or URLs of several servers.
+    :raises ShardError: a path that no manifest can hold.
     """
     if not paths:
         raise ConfigError("no shards were given: name at least one")
     if is_remote(paths[0]):
         root, names = remote_root_of(paths)
     else:
+        for path in paths:
+            _check_text(path)
         root = os.path.commonpath([str(Path(path).parent) for path in paths])
         names = [Path(path).relative_to(root).as_posix() for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -217,7 +220,7 @@ def root_of(paths: Sequence[str]) -> tuple[str, list[str]]:
 def _absolute(path: str) -> str:
     """Make a local shard's path absolute.
 
-    :raises ShardError: it is a pipe or a URL of another kind, which cannot be read at random.
+    :raises ShardError: it is a pipe or a URL of another kind, which cannot be read at random, or no UTF-8.
     """
     scheme = path.partition(":")[0]
     if "://" in path or scheme == "pipe" or path == "-":
@@ -225,7 +228,20 @@ def _absolute(path: str) -> str:
             f"shard {path}: this cannot be read at random; `shardfeed index --unpack DIR` copies it to a file",
             shard=path,
         )
-    return str(Path(path).absolute())
+    absolute = str(Path(path).absolute())
+    _check_text(absolute)
+    return absolute
+
+
+def _check_text(path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise ShardError(
+            f"shard {shown}: its path holds bytes that are not UTF-8, which no manifest can name; rename it",
+            shard=shown,
+        ) from error
 
 
 def _all_bad(names: Sequence[str], bad: dict[int, str]) -> ShardError:

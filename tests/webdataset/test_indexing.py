@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_leaving_all_shards_out_is_an_error(tmp_path: Path) -> None:
 def test_what_cannot_be_read_at_random_is_refused_with_the_way_out(url: str) -> None:
     with pytest.raises(ShardError, match="shardfeed index --unpack DIR"):
         index_shards([url])
+
+
+@pytest.mark.parametrize("index", [index_shards, cached_manifest])
+@pytest.mark.parametrize("place", [b"gr\xfcn.tar", b"gr\xfcn/a.tar"])
+def test_a_path_that_is_not_utf_8_is_refused_by_name(
+    tmp_path: Path, index: Callable[..., Manifest], place: bytes
+) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + place))
+    path.parent.mkdir(exist_ok=True)
+    write_tar(path, numbered_files(range(3)))
+    with pytest.raises(ShardError, match=r"gr\\udcfcn.*not UTF-8, .* rename it"):
+        index([str(path)])
 
 
 def test_no_shards_and_shards_given_twice_are_refused(tmp_path: Path) -> None:
