@@ -235,7 +235,8 @@ class ShardWriter:
         :param manifest: where to write the data set's manifest when all is done.
         :param block_bytes: see ``Manifest``.
         :param kw: other parameters of TarWriter.
-        :raises ConfigError: the pattern has no number in it, or is a command and a manifest was asked for.
+        :raises ConfigError: the pattern has no number in it; or a manifest was asked for, and its folder is not there,
+            or the shards are a command's or compressed.
         """
         try:
             different = pattern % 0 != pattern % 1
@@ -249,6 +250,14 @@ class ShardWriter:
             raise ConfigError(
                 "a manifest is made from shards that can be read again, and a command keeps them; leave it"
             )
+        compress = kw.get("compress")
+        if manifest is not None and (pattern.endswith(_GZIP_ENDINGS) if compress is None else compress):
+            raise ConfigError(
+                f"a manifest is of shards that can be read at random, and gzip's cannot: write {pattern!r} plain, "
+                "or leave the manifest"
+            )
+        if manifest is not None and not Path(manifest).absolute().parent.is_dir():
+            raise ConfigError(f"manifest {os.fspath(manifest)!r}: there is no folder to write it to; make it first")
         self._pattern = pattern
         self._maxcount = maxcount
         self._maxsize = maxsize

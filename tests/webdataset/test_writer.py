@@ -306,9 +306,20 @@ def test_an_exception_stops_the_command_before_it_takes_the_tar_for_whole(tmp_pa
     assert not (tmp_path / "done").exists()
 
 
-def test_a_manifest_cannot_be_made_of_what_a_command_takes() -> None:
-    with pytest.raises(ConfigError, match="manifest"):
-        ShardWriter("pipe:cat > %d.tar", manifest="x.manifest")
+@pytest.mark.parametrize(
+    ("pattern", "manifest", "options", "said"),
+    [
+        ("pipe:cat > %d.tar", "x.manifest", {}, "a command keeps them"),
+        ("%d.tar.gz", "x.manifest", {}, "gzip's cannot"),
+        ("%d.tar", "x.manifest", {"compress": True}, "gzip's cannot"),
+        ("%d.tar", "nowhere/x.manifest", {}, "no folder to write it to"),
+    ],
+)
+def test_a_manifest_that_cannot_be_made_is_refused_before_anything_is_written(
+    pattern: str, manifest: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"manifest.*{said}"):
+        ShardWriter(pattern, manifest=manifest, **options)
 
 
 def test_a_named_file_appears_when_it_is_closed_and_not_before(tmp_path: Path) -> None:
