@@ -366,6 +366,8 @@ class _Iterator:
         return self
 
     def __next__(self) -> Any:
+        if self._owner != os.getpid():
+            raise ConfigError("this iterator is the parent's, whose thread no fork has; iterate the data set here anew")
         feed = self._feed
         if feed is None:
             error, self._error = self._error, None

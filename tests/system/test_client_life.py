@@ -230,7 +230,11 @@ def test_no_workers_inside_a_dataloader_is_the_same_as_no_dataloader(server: Loa
         assert [key for *_, info in DataLoader(dataset, batch_size=None) for key in info.keys] == alone
 
 
-def _iterate_in_child(dataset: RemoteDataset, answer: multiprocessing.queues.SimpleQueue[list[str]]) -> None:
+def _iterate_in_child(
+    dataset: RemoteDataset, parents: Iterator[Any], answer: multiprocessing.queues.SimpleQueue[list[str]]
+) -> None:
+    with pytest.raises(ConfigError, match="this iterator is the parent's"):
+        next(parents)  # for which it would wait for ever
     answer.put(keys(dataset))
     dataset.close()
 
@@ -242,7 +246,7 @@ def test_a_fork_with_a_connection_open_has_its_own(server: Loader) -> None:
         batches = iter(dataset)
         *_, first = next(batches)
         answer: multiprocessing.queues.SimpleQueue[list[str]] = context.SimpleQueue()
-        child = context.Process(target=_iterate_in_child, args=(dataset, answer))
+        child = context.Process(target=_iterate_in_child, args=(dataset, batches, answer))
         child.start()
         theirs = answer.get()
         child.join()
