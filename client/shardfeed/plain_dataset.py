@@ -208,6 +208,8 @@ class _Pass:
         return self
 
     def __next__(self) -> Any:
+        if not self._sockets.is_ours:
+            raise ConfigError("this pass is the parent's, whose sockets no fork may use; iterate the PlainDataset here")
         if self._left == 0 or self._sockets.closed:
             raise StopIteration
         batch = self._dataset._receive(self._sockets)

@@ -443,11 +443,16 @@ def test_more_workers_than_urls_are_refused_where_batches_would_come_twice_or_no
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_leaves_the_parents_sockets_alone() -> None:
+    def child_s() -> None:
+        with pytest.raises(ConfigError, match="this pass is the parent's"):
+            next(arriving)
+        dataset.close()
+
     with PlainSender("zrpush://127.0.0.1:0", timeout=PATIENCE) as sender:
         dataset = PlainDataset(reversed_url(sender.urls[0]), timeout=PATIENCE)
         with dataset:
             arriving = opened(dataset)
-            child = multiprocessing.get_context("fork").Process(target=dataset.close)
+            child = multiprocessing.get_context("fork").Process(target=child_s)
             child.start()
             child.join(PATIENCE)
             assert child.exitcode == 0
