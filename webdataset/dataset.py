@@ -181,8 +181,14 @@ class WebDataset(IterableDataset[Any]):
         """Add what is associated, pick the extensions, apply the transforms."""
         with closing(samples):  # type: ignore[type-var]  # a generator
             for sample in samples:
-                if self.associate is not None and isinstance(sample, dict):
-                    sample.update(self._associated(sample["__key__"]))
+                try:
+                    if self.associate is not None and isinstance(sample, dict):
+                        sample.update(self._associated(sample["__key__"]))
+                except ConfigError:
+                    raise
+                except Exception as error:
+                    report(error, self.errors)
+                    continue
                 if self.extra_meta and isinstance(sample, dict):
                     sample["__webdataset__"] = (self.subset,)
                 result = sample

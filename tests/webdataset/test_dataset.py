@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,16 @@ def test_associate_adds_fields_by_key(pattern: str) -> None:
     assert [twice for _, twice in by_function] == list(range(0, 40, 2))
     by_dict = WebDataset(pattern, associate={"0003": {"name": "three"}}, extensions="name")
     assert [name for (name,) in by_dict if name] == ["three"]
+
+
+def test_a_sample_that_associate_fails_at_is_an_error_like_others(pattern: str) -> None:
+    table = {f"{number:04d}": {"half": number / 2} for number in range(20) if number != 7}
+    with pytest.raises(KeyError, match="0007"):
+        list(WebDataset(pattern, associate=table.__getitem__))
+    for errors in ("warn", False):
+        with pytest.warns(UserWarning, match="left out: '0007'") if errors else nullcontext():
+            samples = list(WebDataset(pattern, associate=table.__getitem__, errors=errors))
+        assert [sample["half"] for sample in samples] == [number / 2 for number in range(20) if number != 7]
 
 
 def test_containers_are_whole_samples(tmp_path: Path) -> None:
