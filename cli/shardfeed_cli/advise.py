@@ -22,7 +22,9 @@ _TRAINERS_CORES = 1
 
 def advise(
     config: Annotated[Path, typer.Argument(help="The configuration, shardfeed.toml, of a machine like those meant.")],
-    rate: Annotated[float, typer.Option(min=0.001, help="Samples a second that the trainer takes. Required.")],
+    rate: Annotated[
+        float, typer.Option(min=0.001, max=1e12, help="Samples a second that the trainer takes. Required.")
+    ],
     stream: Annotated[str | None, typer.Option(help="The stream.  [default: each]")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, each time.")] = 5.0,
 ) -> None:

@@ -25,7 +25,9 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
     seconds: Annotated[float, typer.Option(min=0.001, help="How long to read; epochs follow each other.")] = 10.0,
-    step: Annotated[float, typer.Option(min=0.0, help="Seconds for which the trainer is busy with each batch.")] = 0.0,
+    step: Annotated[
+        float, typer.Option(min=0.0, max=86_400, help="Seconds for which the trainer is busy with each batch.")
+    ] = 0.0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a server, and for a batch.")] = 30.0,
     curve: Annotated[
         str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")

@@ -49,6 +49,8 @@ def test_version_names_the_distribution() -> None:
         (["serve", "a.tar", "--fields", "jpg", "--wrokers", "1"], "--workers"),
         (["index", "a.tar"], "--output"),
         (["preview", "tcp://127.0.0.1:1", "-o", "a.png", "-n", "0"], "--count"),
+        (["bench", "tcp://127.0.0.1:1", "--step", "inf"], "--step"),
+        (["advise", "a.toml", "--rate", "inf"], "--rate"),
         (["sreve"], "serve"),
     ],
 )
