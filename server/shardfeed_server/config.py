@@ -170,7 +170,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, object] | 
     """
     file = Path(path)
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark there
+        table = tomllib.loads(file.read_text(encoding="utf-8").removeprefix("\ufeff"))  # which some editors put there
     except OSError as error:
         raise ConfigError(
             f"cannot read the configuration {file}: {error.strerror}; give --config a TOML file"

@@ -210,7 +210,7 @@ def _read_client(file: Path) -> tuple[str, Client]:
 
 def _read_table(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark there
+        return tomllib.loads(file.read_text(encoding="utf-8").removeprefix("\ufeff"))  # which some editors put there
     except FileNotFoundError as error:
         raise ConfigError(f"there is no key file {file}; make keys with `shardfeed keygen`") from error
     except OSError as error:
