@@ -32,7 +32,8 @@ from shardfeed_wire.errors import (
 )
 
 if TYPE_CHECKING:
-    from shardfeed.dataset import BatchInfo, RemoteDataset
+    from shardfeed.batch_info import BatchInfo
+    from shardfeed.dataset import RemoteDataset
     from shardfeed.plain_dataset import PlainDataset
 
 __all__ = [
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 _NEED_TORCH = {
-    "BatchInfo": "shardfeed.dataset",
+    "BatchInfo": "shardfeed.batch_info",
     "PlainDataset": "shardfeed.plain_dataset",
     "RemoteDataset": "shardfeed.dataset",
 }

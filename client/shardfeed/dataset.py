@@ -8,7 +8,6 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from shardfeed.addresses import read_endpoints
+from shardfeed.batch_info import BatchInfo
 from shardfeed.bookmark import Order, read_bookmark
 from shardfeed.connection import Connection
 from shardfeed.delivery import BatchOptions
@@ -35,26 +35,11 @@ from shardfeed.stats import Stats
 from shardfeed_wire.curve import load_client_keys
 from shardfeed_wire.errors import ClosedChannelError, ConfigError, ShardfeedError
 
-__all__ = ["BatchInfo", "RemoteDataset"]
+__all__ = ["RemoteDataset"]
 
 log = logging.getLogger("shardfeed")
 
 _ENDED = "ended this iterator in mid-epoch"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BatchInfo:
-    """Where a batch's rows come from: the last element of a tuple, or ``__info__`` of a dict, with ``info=True``.
-
-    ``shards`` and ``keys`` have one string a row. ``valid`` is a bool tensor of shape (rows,), False
-    for rows that pad a step and for rows that stand in for a sample that failed.
-    """
-
-    epoch: int
-    step: int
-    shards: list[str]
-    keys: list[str]
-    valid: torch.Tensor
 
 
 class RemoteDataset(IterableDataset[Any]):
