@@ -39,6 +39,8 @@ _ATTEMPTS = 8
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _AGAIN = "make the manifest again with `shardfeed index`"
+_TAKEN_AT_ONCE = 64 << 20
+"""Bytes of memory for a range before it comes, at most: what claims how long it is may lie."""
 
 T = TypeVar("T")
 
@@ -178,7 +180,7 @@ def read_range(
     :raises ShardError: it is not the object of ``identity`` any more, or cannot be read; the message
         names ``name``, url and status.
     """
-    data, have = bytearray(length), 0
+    data, have = bytearray(min(length, _TAKEN_AT_ONCE)), 0  # it grows where more than that comes
 
     def go_on(timeout: float) -> bytearray:
         nonlocal have

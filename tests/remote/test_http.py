@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import webdataset.remote
 import webdataset.remoteblocks
 from shardfeed_wire.errors import ConfigError, ShardError
 from tests.remote.range_server import RangeServer, served
@@ -143,9 +144,16 @@ def test_a_reader_that_is_copied_reads_with_a_cache_of_its_own(reader: ShardRead
 # ------------------------------------------------------------------------------------ what goes wrong
 
 
+@pytest.mark.parametrize("taken_at_once", [30_000, 64 << 20], ids=["memory grows", "memory is there"])
 def test_broken_transfers_are_resumed_where_they_broke(
-    reader: ShardReader, manifest: Manifest, server: RangeServer, local: list[str]
+    reader: ShardReader,
+    manifest: Manifest,
+    server: RangeServer,
+    local: list[str],
+    taken_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(webdataset.remote, "_TAKEN_AT_ONCE", taken_at_once)
     server.asked.clear()
     server.breaks = [70_000, 10, 0, 50_000]
     found = samples_of(reader, manifest, range(5))
