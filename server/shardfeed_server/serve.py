@@ -26,6 +26,7 @@ from shardfeed_server.reloading import Reloading
 from shardfeed_server.service import REQUEST_LIMITS, Service
 from shardfeed_wire.curve import ServerKeys, load_server_keys
 from shardfeed_wire.endpoint import parse_endpoint
+from shardfeed_wire.freed_memory import give_back_freed_memory
 from shardfeed_wire.messages import StreamInfo
 from shardfeed_wire.transport import Listener, Network
 
@@ -82,6 +83,7 @@ def serve(
     the server and is raised, too.
     """
     raise_limit()
+    give_back_freed_memory()
     server = _Server(config, observer, reread or (lambda: config), patience, ["--log-json"] if log_json else [])
     with contextlib.suppress(StoppedError):
         uvloop.run(server.run(end_with, remove_folder=remove_folder))

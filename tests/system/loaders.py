@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -122,9 +123,10 @@ class Loader:
         return self.wait()
 
     def kill(self) -> None:
-        family = [self.process, *self._family()]
+        family = self._family()
+        self.process.kill()
         for process in family:
-            if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):  # they end by themselves once the front is gone
                 process.kill()
         self.wait()
 

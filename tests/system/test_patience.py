@@ -112,18 +112,22 @@ def test_half_messages_of_many_cost_what_they_sent_while_they_wait_and_nothing_w
     server.serves()
     before = process.memory_full_info().uss
     count, frames = 20, 3
-    with contextlib.ExitStack() as stack:
-        peers = [stack.enter_context(hostile_peers.connect(server.port)) for _ in range(count)]
-        for peer in peers:
-            peer.sendall(HELLO + hostile_peers.frame(bytes(MIB), more=True) * frames)
-        assert process.memory_full_info().uss - before < (count * (frames + 1) + 50) * MIB
-        server.serves()
-        for number, peer in enumerate(peers):
-            if number % 2:
-                peer.close()  # in the middle of its message
-            else:
-                until_cut_off(peer)
-    wait_until(lambda: process.memory_full_info().uss - before < 50 * MIB, ENOUGH, "the memory was given back")
+    with contextlib.ExitStack() as stays:
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(hostile_peers.connect(server.port)) for _ in range(count)]
+            for peer in peers:
+                peer.sendall(HELLO + hostile_peers.frame(bytes(MIB), more=True) * frames)
+            assert process.memory_full_info().uss - before < (count * (frames + 1) + 50) * MIB
+            # Who comes now and stays has its memory above theirs, which is to go nevertheless.
+            for _ in range(3):
+                stays.enter_context(hostile_peers.connect(server.port)).sendall(HELLO)
+            server.serves()
+            for number, peer in enumerate(peers):
+                if number % 2:
+                    peer.close()  # in the middle of its message
+                else:
+                    until_cut_off(peer)
+        wait_until(lambda: process.memory_full_info().uss - before < 50 * MIB, ENOUGH, "the memory was given back")
     server.serves()
 
 
