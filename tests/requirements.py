@@ -18,6 +18,7 @@ CAPABILITIES = {
     "container": "a container engine, or what it takes to start one",
     "gpu": "a CUDA device",
     "guest": "a guest kernel, for transports that this kernel lacks",
+    "jpegcrop": "shardfeed-jpegcrop, which scripts/install builds where it can",
     "peers": "an environment with other programs that speak the formats",
     "python": "a package that the tests use",
     "ray": "Ray, and a network of its own for a cluster",

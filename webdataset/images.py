@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,7 +14,16 @@ from shardfeed_wire.errors import ConfigError, SampleError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IMAGESPECS", "MAX_PIXELS", "ImageSpec", "decode_image", "find_imagespec", "imagehandler"]
+__all__ = [
+    "IMAGESPECS",
+    "MAX_PIXELS",
+    "ImageSpec",
+    "Part",
+    "decode_image",
+    "decodes_parts",
+    "find_imagespec",
+    "imagehandler",
+]
 
 MAX_PIXELS = 178_956_970
 """What is decoded unless told otherwise: as much as Pillow does by default."""
@@ -53,9 +63,20 @@ _JPEG_START = b"\xff\xd8\xff"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+Part: TypeAlias = tuple[int, int, int, int]
+"""Top, left, height and width of a part of a picture; it lies inside."""
+
+_WORTH_A_PART = 0.9
+"""A part of more of the picture than this takes as long as the whole: `python -m bench.parts`."""
+
 
 def decode_image(
-    data: bytes | memoryview, imagespec: str, *, max_pixels: int = MAX_PIXELS, least: tuple[int, int] | None = None
+    data: bytes | memoryview,
+    imagespec: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    least: tuple[int, int] | None = None,
+    part: Callable[[int, int], Part] | None = None,
 ) -> Any:
     """Decode a picture as ``imagespec`` says.
 
@@ -65,6 +86,9 @@ def decode_image(
     :param least: a height and width: a JPEG may then come out at a half, a quarter or an eighth of its size, where
         that is no smaller. It is made from fewer coefficients, which is faster and not what resizing it would give.
         Without simplejpeg, and for an imagespec of Pillow or with alpha, it comes out whole.
+    :param part: what is wanted of a picture of a height and width, which it is called with, again where one decoder
+        gives up and another takes over. The result is that part of what whole decoding, without ``least``, gives, and
+        damage elsewhere in the picture is an error as ever. Of most JPEGs only the part is made, see `decodes_parts`.
     :returns: numpy (H, W) for gray and (H, W, C) else, uint8, or float32 in 0..1; torch (1, H, W)
         or (C, H, W) of the same; or a ``PIL.Image.Image``. Arrays are writable and contiguous.
     :raises SampleError: it cannot be decoded, or has more pixels than allowed; a ValueError too.
@@ -73,9 +97,12 @@ def decode_image(
     spec = find_imagespec(imagespec)
     pixels: Pixels | None = None
     if data[:3] == _JPEG_START and spec.mode != "RGBA" and spec.kind != "pil":
-        pixels = _decode_jpeg(data, spec.mode, max_pixels, least)
+        pixels = _decode_jpeg(data, spec.mode, max_pixels, least, part)
     if pixels is None:
         image = _decode_with_pillow(data, spec.mode, max_pixels)
+        if part is not None:
+            top, left, height, width = part(image.height, image.width)
+            image = image.crop((left, top, left + width, top + height))
         if spec.kind == "pil":
             return image
         pixels = np.array(image)
@@ -117,8 +144,19 @@ def find_imagespec(imagespec: str) -> ImageSpec:
     return spec
 
 
-def _decode_jpeg(data: bytes | memoryview, mode: str, max_pixels: int, least: tuple[int, int] | None) -> Pixels | None:
-    """Decode a JPEG to (H, W) or (H, W, 3), or return None where Pillow is to have the last word."""
+def decodes_parts() -> bool:
+    """Say whether a part of a JPEG is made without the rest: that takes simplejpeg, and our shardfeed-jpegcrop."""
+    return _import_simplejpeg() is not None and _import_jpegcrop() is not None
+
+
+def _decode_jpeg(
+    data: bytes | memoryview,
+    mode: str,
+    max_pixels: int,
+    least: tuple[int, int] | None,
+    choose: Callable[[int, int], Part] | None,
+) -> Pixels | None:
+    """Decode a JPEG, or a part, to (H, W) or (H, W, 3); or return None where Pillow is to have the last word."""
     simplejpeg = _import_simplejpeg()
     if simplejpeg is None:
         return None
@@ -131,15 +169,38 @@ def _decode_jpeg(data: bytes | memoryview, mode: str, max_pixels: int, least: tu
     # Pillow has its own ways with CMYK; and a colour picture is made gray from RGB, not from its luma.
     if not gray and colorspace.lower() not in ("rgb", "ycbcr"):
         return None
-    # Not by fifths or sevenths of eight, which libjpeg-turbo has no fast code for: they take longer than the whole.
-    smaller = {} if least is None else {"min_height": least[0], "min_width": least[1], "min_factor": 2}
+    colours = "GRAY" if gray and mode == "L" else "RGB"
+    # Asked here with jpegcrop and without, so that both choose alike even where Pillow then finds another size.
+    part = None if choose is None else choose(height, width)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if gray and mode == "L" else "RGB", **smaller)
+        if part is None:
+            # Not by fifths or sevenths of eight, which libjpeg-turbo has no fast code for: they take longer than the
+            # whole.
+            smaller = {} if least is None else {"min_height": least[0], "min_width": least[1], "min_factor": 2}
+            pixels: Pixels = simplejpeg.decode_jpeg(data, colours, **smaller)
+        else:
+            pixels = _decode_part(data, colours, (height, width), part)
     except ValueError:
         return None
     if mode == "RGB":
         return pixels
     return pixels[:, :, 0] if gray else np.array(_import_pillow().fromarray(pixels).convert("L"))
+
+
+def _decode_part(data: bytes | memoryview, colours: str, size: tuple[int, int], part: Part) -> Pixels:
+    """Return a part of a JPEG of a height and width. Raises ValueError for a damaged one."""
+    top, left, height, width = part
+    jpegcrop = _import_jpegcrop()
+    if jpegcrop is not None and height * width <= _WORTH_A_PART * size[0] * size[1]:
+        pixels: Pixels = np.empty((height, width, 1 if colours == "GRAY" else 3), np.uint8)
+        try:
+            jpegcrop.decode_part(data, pixels, top, left)
+        except ValueError:
+            pass  # Damaged, or of a kind that it leaves to us: what whole decoding says counts.
+        else:
+            return pixels
+    whole = _import_simplejpeg().decode_jpeg(data, colours)
+    return np.ascontiguousarray(whole[top : top + height, left : left + width])
 
 
 def _decode_with_pillow(data: bytes | memoryview, mode: str, max_pixels: int) -> Image.Image:
@@ -185,6 +246,15 @@ def _import_simplejpeg() -> Any:
         # Only slower without it.
         return None
     return simplejpeg
+
+
+@functools.cache
+def _import_jpegcrop() -> Any:
+    try:
+        import shardfeed_jpegcrop
+    except ImportError:  # not installed, or its libjpeg-turbo is not
+        return None
+    return shardfeed_jpegcrop
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from shardfeed_wire.errors import ConfigError, SampleError, ShardError
 from shardfeed_wire.tenbin import encode_buffer
 from tests.webdataset.tars import numbered_files, tar_bytes
 from webdataset.foreign_index import index_from_foreign
+from webdataset.images import Part, decode_image
 from webdataset.indexing import index_shards
 from webdataset.manifest import Manifest
 
@@ -70,6 +71,29 @@ def member(data: bytes) -> None:
     assert cell.kind in ("dense", "ragged", "text", "bytes", "json")
 
 
+def picture_part(data: bytes) -> None:
+    """A part, which the first four bytes choose, of a picture: it is that part of the whole, and bad where that is."""
+    rows, columns, down, across = (*data[:4], 0, 0, 0, 0)[:4]
+
+    def part(height: int, width: int) -> Part:
+        part_height, part_width = 1 + (height - 1) * rows // 255, 1 + (width - 1) * columns // 255
+        return (height - part_height) * down // 255, (width - part_width) * across // 255, part_height, part_width
+
+    whole, made = _picture(data[4:]), _picture(data[4:], part)
+    if isinstance(whole, np.ndarray):
+        top, left, height, width = part(*whole.shape[:2])
+        whole = whole[top : top + height, left : left + width]
+    assert np.array_equal(made, whole)
+
+
+def _picture(data: bytes, part: Callable[[int, int], Part] | None = None) -> np.ndarray | str:
+    """Return the pixels, or why there are none."""
+    try:
+        return decode_image(data, "rgb8", max_pixels=MAX_PIXELS, part=part)
+    except SampleError as error:
+        return error.reason
+
+
 def manifest(data: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".ten") as file:
         file.write(data)
@@ -99,7 +123,7 @@ def label_map(data: bytes) -> None:
             return
 
 
-def _picture(kind: str, mode: str = "RGB") -> bytes:
+def _written(kind: str, mode: str = "RGB") -> bytes:
     stream = io.BytesIO()
     Pillow.fromarray(np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3)).convert(mode).save(stream, kind)
     return stream.getvalue()
@@ -118,9 +142,27 @@ def _npz() -> bytes:
     return stream.getvalue()
 
 
+def _parts() -> list[bytes]:
+    """Pictures that are decoded in part: of several blocks each way, in colour and gray, with restarts."""
+    pixels = (np.mgrid[:40, :50].sum(axis=0)[:, :, None] * [3, 5, 7]).astype(np.uint8)
+    options = (
+        {"subsampling": 0},
+        {"subsampling": 2},
+        {"restart_marker_blocks": 1},
+        {"keep_rgb": True},
+        {"progressive": True},
+    )
+    made = []
+    for mode, how in (*(("RGB", how) for how in options), ("L", {})):
+        stream = io.BytesIO()
+        Pillow.fromarray(pixels).convert(mode).save(stream, "JPEG", **how)
+        made.append(bytes([90, 60, 200, 150]) + stream.getvalue())
+    return made
+
+
 def _members() -> list[bytes]:
-    pictures = [_picture(kind) for kind in ("JPEG", "PNG", "PPM", "WEBP", "BMP", "GIF", "TIFF")]
-    pictures += [_picture("JPEG", "L"), _picture("JPEG", "CMYK"), _picture("PNG", "P"), _picture("PNG", "RGBA")]
+    pictures = [_written(kind) for kind in ("JPEG", "PNG", "PPM", "WEBP", "BMP", "GIF", "TIFF")]
+    pictures += [_written("JPEG", "L"), _written("JPEG", "CMYK"), _written("PNG", "P"), _written("PNG", "RGBA")]
     arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2, np.bool_), np.zeros(2, ">i2"), np.array(3.0)]
     stored = {
         "npy": [_npy(array) for array in arrays],
@@ -160,10 +202,11 @@ def _tar_indexes() -> list[bytes]:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (member, manifest, tar_index, label_map)
+    target.__name__: target for target in (member, picture_part, manifest, tar_index, label_map)
 }
 SEEDS = {
     "member": _members(),
+    "picture_part": _parts(),
     "manifest": [_manifest()],
     "tar_index": _tar_indexes(),
     "label_map": [b'{"cat": 0, "dog": 1}'],

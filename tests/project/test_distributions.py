@@ -1,9 +1,10 @@
-"""What the two distributions hold, and what installing them does to an environment."""
+"""What the distributions hold, and what installing them does to an environment."""
 
 from __future__ import annotations
 
 import email.parser
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,9 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+
+from tests.requirements import require
+from webdataset.images import decodes_parts
 
 ROOT = Path(__file__).parents[2]
 CLIENT = {"shardfeed", "shardfeed_wire"}
@@ -71,8 +75,22 @@ def test_shardfeed_client_holds_client_and_wire_and_nothing_named_webdataset(cli
     assert contents(client) == set().union(*map(sources, CLIENT))
 
 
-def test_both_carry_the_licence(everything: Path, client: Path) -> None:
-    for wheel in (everything, client):
+@pytest.fixture(scope="session")
+def jpegcrop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("jpegcrop", decodes_parts(), "shardfeed-jpegcrop is not installed: scripts/install says what it needs")
+    folder = tmp_path_factory.mktemp("jpegcrop")
+    shutil.copytree(ROOT / "jpegcrop", folder / "jpegcrop")  # setuptools builds beside the sources
+    return build(folder / "jpegcrop", folder)
+
+
+def test_shardfeed_jpegcrop_is_one_wheel_for_every_python_and_holds_its_extension_with_types(jpegcrop: Path) -> None:
+    named = {f"shardfeed_jpegcrop/{name}" for name in ("__init__.py", "_decoder.pyi", "_decoder.abi3.so", "py.typed")}
+    assert contents(jpegcrop) == named
+    assert jpegcrop.name.startswith("shardfeed_jpegcrop-0.1.0-cp311-abi3-")
+
+
+def test_all_carry_the_licence(everything: Path, client: Path, jpegcrop: Path) -> None:
+    for wheel in (everything, client, jpegcrop):
         with zipfile.ZipFile(wheel) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
             assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
