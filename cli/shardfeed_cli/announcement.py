@@ -31,12 +31,22 @@ def announce(serving: Serving, given: dict[str, int]) -> Iterator[str]:
         if left_out:
             yield f"  left out as bad: {left_out:,} of {given[stream.name]:,} shards"
     yield f"server: {serving.name}, workers: {serving.workers}"
+    if any(stream.facts.get("transforms", "").startswith("random_resized_crop") for stream in serving.streams):
+        yield f"random_resized_crop: {_how_jpegs_are_cut()}"
     for url in serving.endpoints:
         yield f"listening on {url}: {_TRANSPORTS.get(parse_endpoint(url).scheme, parse_endpoint(url).scheme)}"
     if serving.http is not None:
         yield f"health and figures: {serving.http}/healthz, /readyz and /metrics"
     for stream in serving.streams:
         yield f"read {stream.name} with: {_line_of_python(serving.endpoints[0], stream.name)}"
+
+
+def _how_jpegs_are_cut() -> str:
+    from webdataset.images import decodes_parts
+
+    if decodes_parts():
+        return "only its part of a JPEG is decoded"
+    return "whole JPEGs are decoded; shardfeed-jpegcrop would decode only its part, sooner"
 
 
 def describe_stream(stream: StreamInfo) -> Iterator[str]:

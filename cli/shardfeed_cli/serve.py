@@ -230,6 +230,8 @@ def _run_logging(read: Callable[[], ServerConfig], until: Mapping[str, Any]) -> 
             log.info("indexing", stream=stream, shards=done, of=total)
 
     def ready(serving: Serving) -> None:
+        from webdataset.images import decodes_parts
+
         streams = {stream.name: {"samples": stream.samples, "shards": stream.shards} for stream in serving.streams}
         log.info(
             "serving",
@@ -237,6 +239,7 @@ def _run_logging(read: Callable[[], ServerConfig], until: Mapping[str, Any]) -> 
             workers=serving.workers,
             endpoints=list(serving.endpoints),
             http=serving.http,
+            jpegcrop=decodes_parts(),
             streams=streams,
         )
 

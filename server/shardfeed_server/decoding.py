@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from shardfeed_server.fields import Field
 from shardfeed_server.resampling import Image
+from shardfeed_server.transforms import Cut
 from shardfeed_wire.errors import SampleError
 from webdataset.decode import decode_text, make_handlers, maybe_int
 from webdataset.images import decode_image, find_imagespec
@@ -22,7 +23,7 @@ __all__ = ["ABSENT", "FieldDecoder", "Simple", "as_imagespec_says", "plain_image
 ABSENT: Final = "the field is absent"
 """How the reason begins why a sample without a field is bad."""
 
-_Decode: TypeAlias = Callable[[bytes], Any]
+_Decode: TypeAlias = Callable[..., Any]
 _PLAIN = {"L": "l", "RGB": "rgb", "RGBA": "rgba"}
 
 
@@ -39,21 +40,27 @@ class FieldDecoder:
     ``simple`` says how where there is not more to it.
     """
 
-    __slots__ = ("_decoders", "_labels", "name", "simple")
+    __slots__ = ("_decoders", "_is_picture", "_labels", "name", "simple")
 
     def __init__(self, field: Field, max_pixels: int, least: tuple[int, int] | None = None) -> None:
         """``least`` is the height and width that a picture needs, where it may be decoded smaller than it is."""
         self.name = field.name
         self._labels = field.labels
+        self._is_picture = field.imagespec is not None
         self._decoders = [(extension, _decoder(field, extension, max_pixels, least)) for extension in field.extensions]
         self.simple = _simple(field, *self._decoders[0])
 
-    def __call__(self, raw: Mapping[str, Any]) -> Any:
-        """Return the field's value. Raises SampleError, with ``field`` and ``reason``."""
+    def __call__(self, raw: Mapping[str, Any], cut: Cut | None = None) -> Any:
+        """Return the field's value, or of a picture the part that ``cut`` says.
+
+        Raises SampleError, with ``field`` and ``reason``.
+        """
         for extension, decode in self._decoders:
             if extension in raw:
                 value = raw[extension]
                 if decode is not None and type(value) is not np.ndarray:  # read as one: see `straight`
+                    if cut is not None and self._is_picture:
+                        decode = partial(decode, part=partial(cut.of, self.name))
                     value = self._decoded(extension, decode, value)
                 return value if self._labels is None else self._label(value)
         raise self._absent(raw)

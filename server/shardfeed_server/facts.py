@@ -25,6 +25,7 @@ __all__ = ["RECIPE_VERSION", "facts_of", "fingerprint_of"]
 RECIPE_VERSION: Final = 1
 """Raised when shardfeed itself comes to make other pixels from the same recipe."""
 
+# Not shardfeed-jpegcrop: with it and without, pixels and bad samples are the same (tests/server/test_crop_first.py).
 _DECODERS: Final = ("numpy", "pillow", "simplejpeg", "torch")
 
 _DRAWS_ON: Final = {"albumentations": ("albucore", "cv2")}

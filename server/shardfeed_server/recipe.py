@@ -11,7 +11,7 @@ from shardfeed_server.decoding import FieldDecoder, as_imagespec_says, plain_ima
 from shardfeed_server.draws import Draws
 from shardfeed_server.facts import facts_of, fingerprint_of
 from shardfeed_server.fields import Field, parse_fields
-from shardfeed_server.transforms import Images, RandomResizedCrop, Resize, Transform, parse_transform
+from shardfeed_server.transforms import Cut, Images, RandomResizedCrop, Resize, Transform, parse_transform
 from shardfeed_wire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ class Recipe:
         self.extensions = frozenset(extension for field in self.fields for extension in field.extensions)
         self._imagespecs = {field.name: field.imagespec for field in self.fields if field.imagespec is not None}
         self._interpolations = {field.name: field.interpolation for field in self.fields if field.imagespec is not None}
-        self._transforms = _built_in(config.transforms, self._imagespecs)
+        transforms = _built_in(config.transforms, self._imagespecs)
         self._decoders = [
-            FieldDecoder(field, config.max_pixels, _least(field, self._transforms) if field.fast else None)
+            FieldDecoder(field, config.max_pixels, _least(field, transforms) if field.fast else None)
             for field in self.fields
         ]
+        self._crop, self._transforms = _crop_first(transforms)
         # No later one: it would read the array that it writes.
         resizing = [step for step in self._transforms if isinstance(step, Resize | RandomResizedCrop)]
         self._last_resizing = resizing[-1] if resizing else None
@@ -53,7 +54,7 @@ class Recipe:
         self.in_place = frozenset(resized) - {name for name, _ in self._converted}
         self.as_stored = {} if self._python is not None else _as_stored(self.fields)
         self.simple = {decoder.name: None if self._python else decoder.simple for decoder in self._decoders}
-        self.facts = facts_of(self.fields, self._transforms, self._python, folder, max_pixels=config.max_pixels)
+        self.facts = facts_of(self.fields, transforms, self._python, folder, max_pixels=config.max_pixels)
         self.fingerprint = fingerprint_of(self.facts)
 
     def values(self, raw: Mapping[str, Any], draws: Draws, into: Images) -> list[Any]:
@@ -62,7 +63,10 @@ class Recipe:
         A picture may be made in the array of its name in ``into``, which is then its value.
         Raises SampleError, with ``reason``, and ``field`` where one is at fault.
         """
-        values: dict[str, Any] = {decoder.name: decoder(raw) for decoder in self._decoders}
+        cut = None if self._crop is None else Cut(self._crop, draws)
+        values: dict[str, Any] = {decoder.name: decoder(raw, cut) for decoder in self._decoders}
+        if cut is not None:
+            cut.check()
         if self._transforms:
             images = {name: values[name] for name in self._imagespecs}
             for transform in self._transforms:
@@ -92,6 +96,13 @@ def _built_in(written: tuple[str, ...], imagespecs: Mapping[str, str]) -> tuple[
             "give a field an extension such as jpg, or a decode of its own such as 'rgb8'"
         )
     return transforms
+
+
+def _crop_first(transforms: tuple[Transform, ...]) -> tuple[RandomResizedCrop | None, tuple[Transform, ...]]:
+    """Return a crop at the beginning, which the decoder makes, for it need not decode the rest; and what comes then."""
+    if transforms and isinstance(first := transforms[0], RandomResizedCrop):
+        return first, (Resize(first.size), *transforms[1:])
+    return None, transforms
 
 
 def _least(field: Field, transforms: Sequence[Transform]) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from shardfeed_server.draws import Draws
 from shardfeed_server.resampling import Image, crop, flip, resize
 from shardfeed_server.tables import nearest
 from shardfeed_wire.errors import ConfigError, SampleError
+from webdataset.images import Part
 
-__all__ = ["CenterCrop", "Flip", "Images", "RandomResizedCrop", "Resize", "Transform", "parse_transform"]
+__all__ = ["CenterCrop", "Cut", "Flip", "Images", "RandomResizedCrop", "Resize", "Transform", "parse_transform"]
 
 Images: TypeAlias = dict[str, Image]
 """The image fields of one sample by name: (height, width) or (height, width, channels)."""
@@ -79,7 +80,7 @@ class CenterCrop:
         self, images: Images, interpolations: Mapping[str, Interpolation], draws: Draws, into: Images
     ) -> Images:
         """Cut the middle out of every image field."""
-        height, width = _joint_size(images, self)
+        height, width = _joint_size(_sizes(images), self)
         top, left = _middle(height, self.size[0]), _middle(width, self.size[1])
         return {name: crop(image, top, left, *self.size) for name, image in images.items()}
 
@@ -97,15 +98,15 @@ class RandomResizedCrop:
         self, images: Images, interpolations: Mapping[str, Interpolation], draws: Draws, into: Images
     ) -> Images:
         """Cut one random part out of all image fields, and resize it."""
-        top, left, height, width = self.choose(*_joint_size(images, self), draws)
+        top, left, height, width = self.choose(*_joint_size(_sizes(images), self), draws)
         return {
             name: resize(crop(image, top, left, height, width), *self.size, interpolations[name], into.get(name))
             for name, image in images.items()
         }
 
     @staticmethod
-    def choose(height: int, width: int, draws: Draws) -> tuple[int, int, int, int]:
-        """Return top, left, height and width of the part of a picture of this size."""
+    def choose(height: int, width: int, draws: Draws) -> Part:
+        """Return the part of a picture of this size."""
         low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
         for _ in range(_TRIES):
             area = height * width * draws.between(*_SCALE)
@@ -123,6 +124,33 @@ class RandomResizedCrop:
 
     def __str__(self) -> str:
         return f"random_resized_crop={_written(self.size)}"
+
+
+class Cut:
+    """The part that a crop takes out of a sample's pictures while they are decoded, and not afterwards.
+
+    It is chosen, with the draws that the crop itself would take, when the size of the first is known.
+    """
+
+    __slots__ = ("_crop", "_draws", "_part", "_sizes")
+
+    def __init__(self, crop: RandomResizedCrop, draws: Draws) -> None:
+        self._crop = crop
+        self._draws = draws
+        self._sizes: list[tuple[str, Size]] = []
+        self._part: Part | None = None
+
+    def of(self, name: str, height: int, width: int) -> Part:
+        """Return the part of the picture of a field; of one that is not as large as the first, all: see `check`."""
+        if self._part is None:
+            self._part = self._crop.choose(height, width, self._draws)
+        if (name, (height, width)) not in self._sizes:
+            self._sizes.append((name, (height, width)))
+        return self._part if (height, width) == self._sizes[0][1] else (0, 0, height, width)
+
+    def check(self) -> None:
+        """Raise SampleError where the pictures were not of one size."""
+        _joint_size(self._sizes, self._crop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +212,20 @@ def _probability(text: str, argument: str) -> float:
     return probability
 
 
-def _joint_size(images: Images, transform: Transform) -> Size:
-    """Return the one size of all images of the sample."""
-    sizes: Sequence[Size] = [image.shape[:2] for image in images.values()]
-    if any(size != sizes[0] for size in sizes):
-        shown = ", ".join(f"{name} {height}x{width}" for name, (height, width) in zip(images, sizes, strict=True))
+def _sizes(images: Images) -> list[tuple[str, Size]]:
+    return [(name, image.shape[:2]) for name, image in images.items()]
+
+
+def _joint_size(sizes: Sequence[tuple[str, Size]], transform: Transform) -> Size:
+    """Return the one size of all images of the sample, given with their names."""
+    (_, first), *others = sizes
+    if any(size != first for _, size in others):
+        shown = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes)
         reason = (
             f"{transform} cuts the same part out of all image fields, but their sizes (height x width) differ: {shown}"
         )
         raise SampleError(reason, reason=f"{reason}; put resize=HEIGHTxWIDTH before it")
-    return sizes[0]
+    return first
 
 
 def _middle(size: int, wanted: int) -> int:

@@ -16,6 +16,7 @@ from shardfeed_server.events import logger
 from tests.cli.command import COMMAND, run
 from tests.photographs import write_shards
 from tests.system.loaders import wait_until
+from webdataset.images import decodes_parts
 
 SAMPLES = 200
 
@@ -95,6 +96,7 @@ def test_a_server_with_log_json_says_everything_as_events_and_none_a_batch(tmp_p
     assert [event["event"] for event in events] == ["serving", "draining"]
     assert events[0]["streams"] == {"default": {"samples": SAMPLES, "shards": 1}}
     assert events[0]["endpoints"] == [f"ipc://{tmp_path}/feed"]
+    assert events[0]["jpegcrop"] is decodes_parts()
 
 
 @pytest.mark.timeout(120)

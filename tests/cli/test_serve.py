@@ -17,6 +17,7 @@ from PIL import Image
 from shardfeed import RemoteDataset
 from tests.cli.command import Running, run, started
 from tests.photographs import PICTURES, Photographs, write_shards
+from webdataset.images import decodes_parts
 
 pytestmark = pytest.mark.xdist_group("cli-serve")
 
@@ -28,7 +29,7 @@ name = "reader"
 [streams.train]
 shards = "train-{000000..000003}.tar"
 fields = { image = "jpg", label = "cls" }
-transforms = ["resize=48x64"]
+transforms = ["random_resized_crop=48x64"]
 
 [streams.plain]
 shards = ["train-000000.tar", "train-000001.tar"]
@@ -67,6 +68,8 @@ def test_what_is_served_is_printed_plainly(server: Running) -> None:
     assert "stream plain: 20 samples in 2 shards, batches are tuples" in lines
     assert "  column txt: text" in lines
     assert "server: reader, workers: 1" in lines
+    cutting = "only its part of a JPEG is decoded" if decodes_parts() else "whole JPEGs are decoded"
+    assert any(line.startswith(f"random_resized_crop: {cutting}") for line in lines)
     endpoint = server.endpoint()
     assert not endpoint.endswith(":1")
     assert f"listening on {endpoint}: ZeroMQ over TCP, framing multipart or single, as the client asks" in lines
@@ -88,7 +91,7 @@ def test_info_says_in_words_and_as_json_what_a_server_is(server: Running) -> Non
     assert plain.returncode == 0, plain.stderr
     assert f"server: reader at {endpoint}" in plain.stdout
     assert "stream train: 40 samples in 4 shards" in plain.stdout
-    assert "recipe transforms: resize=48x64" in plain.stdout
+    assert "recipe transforms: random_resized_crop=48x64" in plain.stdout
     (line,) = as_json.stdout.splitlines()
     facts = json.loads(line)
     assert (facts["server"], facts["workers"], facts["version"]) == ("reader", 1, 1)
