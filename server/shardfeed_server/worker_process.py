@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
-from multiprocessing.reduction import DupFd
 from typing import Protocol
 
 from shardfeed_server.answered import Answered, Hold
@@ -34,6 +33,7 @@ from shardfeed_server.jobs import (
 )
 from shardfeed_server.slots import Slot
 from shardfeed_server.strikes import Strikes
+from shardfeed_server.worker_entry import SentDescriptor, enter
 from shardfeed_wire.messages import Get, StreamInfo
 
 __all__ = ["Pool", "WaitingJob", "WorkFailedError", "WorkerProcess"]
@@ -116,8 +116,8 @@ class WorkerProcess:
             self._link.setblocking(False)
             with theirs:
                 self.process = context.Process(
-                    target=_enter,
-                    args=(theirs, _Descriptor(self.progress.descriptor), sources),
+                    target=enter,
+                    args=(theirs, SentDescriptor(self.progress.descriptor), sources),
                     daemon=True,
                     name="shardfeed-worker",
                 )
@@ -244,28 +244,6 @@ def _new_slot(descriptors: list[int], size: int) -> Slot:
             f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} descriptors)",
         )
     return Slot(descriptors[0], size)
-
-
-class _Descriptor:
-    """A descriptor that travels with a process's arguments."""
-
-    def __init__(self, descriptor: int) -> None:
-        """Wrap it; it stays the caller's."""
-        self._descriptor = descriptor
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _detach, (DupFd(self._descriptor),)
-
-
-def _detach(duplicate: object) -> int:
-    detached: int = duplicate.detach()  # type: ignore[attr-defined]  # typeshed does not know DupFd's result
-    return detached
-
-
-def _enter(link: socket.socket, progress: int, sources: Sequence[StreamSource]) -> None:
-    from shardfeed_server.worker import work  # the fork server has it already, the front never needs it
-
-    work(link, progress, sources)
 
 
 def _cause(exitcode: int | None) -> str:

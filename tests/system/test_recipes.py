@@ -206,7 +206,13 @@ def test_torch_is_in_the_workers_of_a_stream_that_needs_it_before_they_begin_and
         parent = workers[0].parent()
         assert parent is not None
         assert [has_torch(process) for process in (front, parent, *workers)] == [False, needed, needed, needed]
+        # What the fork server lacks, each worker imports for itself: nothing that the front alone needs.
+        assert [maps(process, "/_asyncio.") for process in (front, *workers)] == [True, needed, needed]
 
 
 def has_torch(process: psutil.Process) -> bool:
-    return any("libtorch" in mapped.path for mapped in process.memory_maps())
+    return maps(process, "libtorch")
+
+
+def maps(process: psutil.Process, library: str) -> bool:
+    return any(library in mapped.path for mapped in process.memory_maps())
