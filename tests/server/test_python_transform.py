@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -22,6 +21,8 @@ from tests.server.streams import serve
 
 IMAGES = {"image": "bilinear", "mask": "nearest"}
 Write = Callable[[str], str]
+
+pytestmark = pytest.mark.xdist_group("python-transform")  # torch and torchvision are imported by one process
 
 
 @pytest.fixture
@@ -205,48 +206,81 @@ print(json.dumps(made))
 """
 
 
-@functools.cache
-def _importable(source: str) -> str:
-    """Say why the libraries of a source cannot be used here, or nothing."""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+LIBRARIES = {
+    "numpy": (NUMPY, ["f"]),
+    "torchvision": (TORCHVISION, ["f", "scaled", "called"]),
+    "albumentations": (ALBUMENTATIONS, ["f", "single", "called"]),
+}
+
+
+@pytest.fixture(scope="module")
+def importable() -> Callable[[str], None]:
+    """Skip a test whose library cannot be imported here; an import is tried once."""
+    reasons: dict[str, str] = {}
+
+    def check(library: str) -> None:
+        if library not in reasons:
+            reasons[library] = _why_not(library)
+        require("python", not reasons[library], f"{library} cannot be imported: {reasons[library]}")
+
+    return check
+
+
+def _why_not(library: str) -> str:
+    """Say why a library's source cannot be used here, or nothing."""
+    try:
+        exec(LIBRARIES[library][0], {})
+    except (ImportError, OSError, RuntimeError) as error:  # torchvision's operators raise the last two
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+ORDERS = ([0, 1, 2, 3], [3, 1], [2, 2, 0, 9, 3, 1])
+Made = dict[str, dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def made_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
+    """What the transforms of all libraries that there are made of samples in each order, each in its own process."""
+    folder = tmp_path_factory.mktemp("transforms")
+    specs = []
+    for library, (source, names) in LIBRARIES.items():
+        if not _why_not(library):
+            (folder / f"augment_{library}.py").write_text(source)
+            specs += [f"augment_{library}:{name}" for name in names]
+    return [_made_elsewhere(folder, specs, order) for order in ORDERS]
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("source", "names"),
-    [(NUMPY, ["f"]), (TORCHVISION, ["f", "scaled", "called"]), (ALBUMENTATIONS, ["f", "single", "called"])],
-    ids=["numpy", "torchvision", "albumentations"],
-)
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_transform_makes_the_same_bytes_in_any_process_and_order(
-    tmp_path: Path, source: str, names: list[str]
+    made_elsewhere: list[Made], importable: Callable[[str], None], library: str
 ) -> None:
-    reason = _importable(source)
-    require("python", not reason, f"the transform's library cannot be imported: {reason}")
-    (tmp_path / "augment.py").write_text(source)
-    orders = ([0, 1, 2, 3], [3, 1], [2, 2, 0, 9, 3, 1])
-    specs = [f"augment:{name}" for name in names]
-    made = [_made_elsewhere(tmp_path, specs, order) for order in orders]
-    for spec in specs:
-        for other in made[1:]:
-            for number in set(other[spec]) & set(made[0][spec]):
-                assert other[spec][number] == made[0][spec][number], f"{spec}, sample {number}"
-        assert made[0][spec]["0"] != made[0][spec]["1"]
+    importable(library)
+    for spec in (f"augment_{library}:{name}" for name in LIBRARIES[library][1]):
+        reference, *others = (made[spec] for made in made_elsewhere)
+        for other in others:
+            shared = set(other) & set(reference)
+            assert shared
+            for number in shared:
+                assert other[number] == reference[number], f"{spec}, sample {number}"
+        assert reference["0"] != reference["1"]
 
 
-def _made_elsewhere(folder: Path, specs: list[str], order: list[int]) -> dict[str, dict[str, object]]:
+def _made_elsewhere(folder: Path, specs: list[str], order: list[int]) -> Made:
     """Transform samples in a process of their own: for each spec and sample, shapes, dtypes and hashes."""
     command = [sys.executable, "-c", RUN, json.dumps(specs), str(folder), json.dumps(order)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    made: dict[str, dict[str, object]] = json.loads(done.stdout.strip().splitlines()[-1])
+    made: Made = json.loads(done.stdout.strip().splitlines()[-1])
     return made
 
 
-def test_a_torchvision_object_gets_pictures_and_masks_and_gives_arrays_back(write: Write, tmp_path: Path) -> None:
-    reason = _importable(TORCHVISION)
-    require("python", not reason, f"torchvision cannot be imported: {reason}")
+def test_a_torchvision_object_gets_pictures_and_masks_and_gives_arrays_back(
+    write: Write, tmp_path: Path, importable: Callable[[str], None]
+) -> None:
+    importable("torchvision")
     module = write(TORCHVISION)
     made = load_transform(f"{module}:f", tmp_path, IMAGES)(_sample(), Draws(0, 0, 0))
     assert (made["image"].shape, made["image"].dtype, made["mask"].shape) == ((16, 16, 3), np.uint8, (16, 16))
@@ -257,17 +291,19 @@ def test_a_torchvision_object_gets_pictures_and_masks_and_gives_arrays_back(writ
     assert scaled.max() <= 1
 
 
-def test_a_torchvision_transform_of_the_old_kind_is_refused(write: Write, tmp_path: Path) -> None:
-    reason = _importable(TORCHVISION)
-    require("python", not reason, f"torchvision cannot be imported: {reason}")
+def test_a_torchvision_transform_of_the_old_kind_is_refused(
+    write: Write, tmp_path: Path, importable: Callable[[str], None]
+) -> None:
+    importable("torchvision")
     module = write("import tests.torchvision_ops\nfrom torchvision import transforms\nf = transforms.RandomCrop(8)")
     with pytest.raises(ConfigError, match=r"torchvision\.transforms\.v2"):
         load_transform(f"{module}:f", tmp_path, IMAGES)
 
 
-def test_an_albumentations_object_gets_every_picture_and_mask(write: Write, tmp_path: Path) -> None:
-    reason = _importable(ALBUMENTATIONS)
-    require("python", not reason, f"albumentations cannot be imported: {reason}")
+def test_an_albumentations_object_gets_every_picture_and_mask(
+    write: Write, tmp_path: Path, importable: Callable[[str], None]
+) -> None:
+    importable("albumentations")
     ways = {"image": "bilinear", "second": "bilinear", "mask": "nearest", "edge_mask": "nearest"}
     sample = _sample() | {"second": _sample()["image"], "edge_mask": _sample()["mask"]}
     made = load_transform(f"{write(ALBUMENTATIONS)}:f", tmp_path, ways)(sample, Draws(0, 0, 0))

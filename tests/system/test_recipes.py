@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -43,10 +45,10 @@ def mixed_samples(folder: Path, count: int) -> list[Path]:
     return write_shards(folder, [(f"k{n:03d}", fields(n)) for n in range(count)], count=2)
 
 
-def serve_config(folder: Path, text: str) -> Loader:
-    config = folder / "shardfeed.toml"
-    config.write_text('bind = ["tcp://127.0.0.1:0"]\nworkers = 1\n' + textwrap.dedent(text))
-    return Loader(["--config", config])
+def serve_config(folder: Path, text: str, *, workers: int = 1, wait: bool = True) -> Loader:
+    config = folder / f"shardfeed-{workers}.toml"
+    config.write_text(f'bind = ["tcp://127.0.0.1:0"]\nworkers = {workers}\n' + textwrap.dedent(text))
+    return Loader(["--config", config], wait=wait)
 
 
 def test_columns_of_every_kind_arrive_as_what_they_are(tmp_path: Path) -> None:
@@ -123,52 +125,71 @@ def by_function(sample):
 """
 
 
-def pixels(endpoints: list[str], batch_size: int) -> dict[str, bytes]:
-    with RemoteDataset(endpoints, batch_size=batch_size, seed=3, info=True) as dataset:
-        return {
-            key: image.numpy().tobytes()
-            for images, _, info in dataset
-            for key, image in zip(info.keys, images, strict=True)
-        }
+STREAMS = {
+    "with_rng": "augment:with_rng",
+    "with_global_generators": "augment:with_global_generators",
+    "torchvision": "vision:transform",
+    "albumentations": "album:transform",
+    "by_function": "album:by_function",
+}
+
+
+@pytest.fixture(scope="module")
+def one_and_eight(
+    photographs: Photographs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Loader, Loader]]:
+    """Two servers of all ``STREAMS``, with 1 and 8 workers."""
+    folder = tmp_path_factory.mktemp("augmentation")
+    write_photographs(folder, photographs[:96], count=2)
+    for module, source in (("augment", AUGMENT), ("vision", TORCHVISION), ("album", ALBUMENTATIONS)):
+        (folder / f"{module}.py").write_text(source)
+    streams = "".join(
+        f"""
+        [streams.{name}]
+        shards = "train-{{000000..000001}}.tar"
+        fields = "jpg;png cls"
+        transform = "{transform}"
+        """
+        for name, transform in STREAMS.items()
+    )
+    both = [serve_config(folder, f'code_dir = "."\n{streams}', workers=workers, wait=False) for workers in (1, 8)]
+    with both[0] as one, both[1] as eight:
+        one.wait_ready()
+        eight.wait_ready()
+        yield one, eight
+
+
+def pixels(endpoints: list[str], stream: str, batch_size: int, seed: int = 3) -> dict[str, bytes]:
+    with RemoteDataset(endpoints, stream=stream, batch_size=batch_size, seed=seed, info=True) as dataset:
+        return {key: made for batch in dataset for key, made in by_key(batch).items()}
+
+
+def by_key(batch: Any) -> dict[str, bytes]:
+    images, _, info = batch
+    return {key: image.numpy().tobytes() for key, image in zip(info.keys, images, strict=True)}
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    ("module", "source", "name"),
-    [
-        ("augment", AUGMENT, "with_rng"),
-        ("augment", AUGMENT, "with_global_generators"),
-        ("vision", TORCHVISION, "transform"),
-        ("album", ALBUMENTATIONS, "transform"),
-        ("album", ALBUMENTATIONS, "by_function"),
-    ],
-)
+@pytest.mark.xdist_group("augmentation")  # two servers for all
+@pytest.mark.parametrize("stream", STREAMS)
 def test_augmentation_is_the_same_with_1_and_8_workers_on_any_server_and_on_a_retry(
-    photographs: Photographs, tmp_path: Path, module: str, source: str, name: str
+    one_and_eight: tuple[Loader, Loader], stream: str
 ) -> None:
-    shards = write_photographs(tmp_path, photographs[:96], count=2)
-    (tmp_path / f"{module}.py").write_text(source)
-    options = ("--transform", f"{module}:{name}", "--code-dir", str(tmp_path))
-    with Loader.of(shards, *options, "--workers", "1") as one, Loader.of(shards, *options, "--workers", "8") as eight:
-        reference = pixels([one.url], 16)
-        assert len(reference) == 96
-        assert pixels([eight.url], 32) == reference
-        assert pixels([one.url, eight.url], 64) == reference
-        with RemoteDataset(one.url, batch_size=16, seed=3, info=True) as dataset:
-            retried = {}
-            for step, (images, _, info) in enumerate(dataset):
-                if step == 1:
-                    for worker in one.workers():
-                        worker.kill()
-                retried |= {key: image.numpy().tobytes() for key, image in zip(info.keys, images, strict=True)}
-        assert retried == reference
-        with RemoteDataset(one.url, batch_size=16, seed=4, info=True) as dataset:
-            other = {
-                key: image.numpy().tobytes()
-                for images, _, info in dataset
-                for key, image in zip(info.keys, images, strict=True)
-            }
-        assert sum(other[key] != reference[key] for key in reference) > 48
+    one, eight = one_and_eight
+    reference = pixels([one.url], stream, 16)
+    assert len(reference) == 96
+    assert pixels([eight.url], stream, 32) == reference
+    assert pixels([one.url, eight.url], stream, 64) == reference
+    with RemoteDataset(one.url, stream=stream, batch_size=16, seed=3, info=True) as dataset:
+        retried = {}
+        for step, batch in enumerate(dataset):
+            if step == 1:
+                for worker in one.workers():
+                    worker.kill()
+            retried |= by_key(batch)
+    assert retried == reference
+    other = pixels([one.url], stream, 16, seed=4)
+    assert sum(other[key] != reference[key] for key in reference) > 48
 
 
 def test_built_in_augmentation_crops_image_and_mask_alike(photographs: Photographs, tmp_path: Path) -> None:
