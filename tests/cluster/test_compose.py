@@ -235,6 +235,11 @@ def test_an_image_has_the_libraries_of_sctp_and_says_what_a_kernel_lacks(built: 
         built.run(f"docker run --rm --entrypoint python shardfeed-{target} -c {shlex.quote(WITH_SCTP)}")
 
 
+def test_a_server_in_an_image_decodes_parts_of_jpegs_alone(built: Cluster) -> None:
+    asked = "from webdataset.images import decodes_parts; print(decodes_parts())"
+    assert built.run(f"docker run --rm --entrypoint python shardfeed-server -c {shlex.quote(asked)}").strip() == "True"
+
+
 def kernel_has_sctp() -> bool:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
