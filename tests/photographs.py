@@ -24,7 +24,7 @@ PICTURES = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass
 
 
 class Photograph(NamedTuple):
-    """A key, the bytes of a JPEG of 500 x 375 pixels, quality 95, and a class."""
+    """A key, the bytes of a JPEG, of 500 x 375 pixels unless its sequence says otherwise, quality 95, and a class."""
 
     key: str
     jpeg: bytes
@@ -37,9 +37,10 @@ class Photographs(Sequence[Photograph]):
     Slices are lists: ``photographs[:200]``. Processes may share the folder: files appear whole.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, *, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
         self._folder = folder
         self._count = count
+        self._size = size
         self._sources: dict[int, Image.Image] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -67,10 +68,10 @@ class Photographs(Sequence[Photograph]):
         random = np.random.default_rng(index)
         source = self._source(index % len(PICTURES))
         # The largest box of the right proportions, times 0.5 to 1, anywhere.
-        scale = random.uniform(0.5, 1.0) * min(source.width / WIDTH, source.height / HEIGHT)
-        width, height = scale * WIDTH, scale * HEIGHT
+        scale = random.uniform(0.5, 1.0) * min(source.width / self._size[0], source.height / self._size[1])
+        width, height = scale * self._size[0], scale * self._size[1]
         left, top = random.uniform(0, source.width - width), random.uniform(0, source.height - height)
-        crop = source.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        crop = source.resize(self._size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         if random.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         stream = io.BytesIO()

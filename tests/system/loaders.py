@@ -68,10 +68,12 @@ class Loader:
             self.wait_ready()
 
     @classmethod
-    def of(cls, shards: Iterable[Path], *options: str, bind: Iterable[str] = ("tcp://127.0.0.1:0",)) -> Self:
+    def of(
+        cls, shards: Iterable[Path], *options: str, bind: Iterable[str] = ("tcp://127.0.0.1:0",), wait: bool = True
+    ) -> Self:
         """Serve shards as the one stream, jpg + cls to tuples, unless the options say otherwise."""
         fields = [] if "--fields" in options else ["--fields", "jpg;png cls"]
-        return cls([*shards, *fields, *options, *(part for url in bind for part in ("--bind", url))])
+        return cls([*shards, *fields, *options, *(part for url in bind for part in ("--bind", url))], wait=wait)
 
     def wait_ready(self) -> None:
         try:

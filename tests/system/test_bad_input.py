@@ -33,12 +33,14 @@ from shardfeed_wire.messages import Welcome, pack
 from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, write_photographs
 
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
+
+pytestmark = pytest.mark.xdist_group("bad-input")  # the servers of good and of bad samples are for all
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("bad"), photographs[:64], count=2)
+def shards(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("bad"), thumbnails[:64], count=2)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +91,9 @@ def test_a_bad_shard_can_be_left_out_for_good(shards: list[Path], tmp_path: Path
         assert sum(len(labels) for _, labels in dataset) == 64
 
 
-def test_shards_of_equal_names_in_several_folders_are_told_apart(photographs: Photographs, tmp_path: Path) -> None:
-    one = write_photographs(tmp_path / "a", photographs[:8], count=1)
-    two = write_photographs(tmp_path / "b", photographs[:8], count=1)
+def test_shards_of_equal_names_in_several_folders_are_told_apart(thumbnails: Photographs, tmp_path: Path) -> None:
+    one = write_photographs(tmp_path / "a", thumbnails[:8], count=1)
+    two = write_photographs(tmp_path / "b", thumbnails[:8], count=1)
     with Loader.of([*one, *two], *OPTIONS) as server:
         with RemoteDataset(server.url, batch_size=4, info=True) as dataset:
             rows = [pair for *_, info in dataset for pair in zip(info.shards, info.keys, strict=True)]
@@ -106,9 +108,12 @@ def jpeg(size: tuple[int, int] = (40, 30)) -> bytes:
     return stream.getvalue()
 
 
-def bad_samples(folder: Path) -> Path:
-    """One shard: four good samples, and one each without a label, broken, too large, and with a field twice."""
-    path = folder / "bad.tar"
+KINDS = {"b-nolabel": "cls", "c-broken": "jpg", "d-large": "max_pixels", "e-twice": "twice"}
+"""The bad samples by their keys, and what is said of each."""
+
+
+def bad_samples(folder: Path) -> None:
+    """bad.tar: four good samples, and one each of ``KINDS``. KEY.tar: a good sample and that one."""
     members: list[tuple[str, bytes]] = []
     for key in ("a0", "a1", "a2", "a3"):
         members += [(f"{key}.jpg", jpeg()), (f"{key}.cls", b"1")]
@@ -116,55 +121,60 @@ def bad_samples(folder: Path) -> Path:
     members += [("c-broken.jpg", jpeg()[:200]), ("c-broken.cls", b"1")]
     members += [("d-large.jpg", jpeg((400, 300))), ("d-large.cls", b"1")]
     members += [("e-twice.jpg", jpeg()), ("e-twice.jpg", jpeg()), ("e-twice.cls", b"1")]
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
+    for shard, keys in {"bad": ("a", *KINDS), **{key: ("a0", key) for key in KINDS}}.items():
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for name, data in members:
+                if name.startswith(keys):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
 
 
-def test_bad_samples_are_raised_with_their_names_or_masked_and_counted(tmp_path: Path) -> None:
-    options = ("--resize", "8x8", "--workers", "1", "--max-pixels", "20000")
-    with Loader.of([bad_samples(tmp_path)], *options) as server:
-        with RemoteDataset(server.url, batch_size=8, shuffle=False, on_error="mask", info=True) as dataset:
-            ((images, labels, info),) = list(dataset)
-            assert info.valid.tolist() == [True] * 4 + [False] * 4
-            assert bool((images[4:] == images[0]).all())
-            assert labels.tolist() == [1] * 8
-            assert dataset.stats.masked == 4
-            assert dataset.stats.samples == 4
-        with RemoteDataset(server.url, batch_size=3, shuffle=False) as dataset:
-            batches = iter(dataset)
+@pytest.fixture(scope="module")
+def bad_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    """A server of the shards of `bad_samples`, each a stream."""
+    folder = tmp_path_factory.mktemp("bad-samples")
+    bad_samples(folder)
+    config = folder / "shardfeed.toml"
+    streams = [
+        f'[streams.{shard}]\nshards = "{shard}.tar"\nfields = "jpg cls"\nmax_pixels = 20000\n'
+        for shard in ("bad", *KINDS)
+    ]
+    config.write_text('bind = ["tcp://127.0.0.1:0"]\nworkers = 1\n' + "".join(streams))
+    with Loader(["--config", config]) as server:
+        yield server
+
+
+def test_bad_samples_are_raised_with_their_names_or_masked_and_counted(bad_server: Loader) -> None:
+    url, stream = bad_server.url, "bad"
+    with RemoteDataset(url, stream=stream, batch_size=8, shuffle=False, on_error="mask", info=True) as dataset:
+        ((images, labels, info),) = list(dataset)
+        assert info.valid.tolist() == [True] * 4 + [False] * 4
+        assert bool((images[4:] == images[0]).all())
+        assert labels.tolist() == [1] * 8
+        assert dataset.stats.masked == 4
+        assert dataset.stats.samples == 4
+    with RemoteDataset(url, stream=stream, batch_size=3, shuffle=False) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        with pytest.raises(SampleError, match=r"'b-nolabel' of shard 'bad.tar'.*cls.*on_error='mask'") as caught:
             next(batches)
-            with pytest.raises(SampleError, match=r"'b-nolabel' of shard 'bad.tar'.*cls.*on_error='mask'") as caught:
-                next(batches)
-            assert (caught.value.key, caught.value.field) == ("b-nolabel", "cls")
-        with (
-            RemoteDataset(server.url, batch_size=1, shuffle=False, on_error="mask") as dataset,
-            pytest.raises(SampleError, match="every sample of the batch is bad"),
-        ):
-            list(dataset)
-
-
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [("b-nolabel", "cls"), ("c-broken", "jpg"), ("d-large", "max_pixels"), ("e-twice", "twice")],
-)
-def test_each_kind_of_bad_sample_says_what_is_wrong(tmp_path: Path, key: str, words: str) -> None:
-    path = bad_samples(tmp_path)
-    with tarfile.open(path) as whole, tarfile.open(tmp_path / "one.tar", "w") as tar:
-        for member in whole.getmembers():
-            if member.name.startswith(("a0", key)):
-                tar.addfile(member, whole.extractfile(member))
-    options = ("--resize", "8x8", "--workers", "1", "--max-pixels", "20000")
+        assert (caught.value.key, caught.value.field) == ("b-nolabel", "cls")
     with (
-        Loader.of([tmp_path / "one.tar"], *options) as server,
-        RemoteDataset(server.url, batch_size=2, shuffle=False) as dataset,
+        RemoteDataset(url, stream=stream, batch_size=1, shuffle=False, on_error="mask") as dataset,
+        pytest.raises(SampleError, match="every sample of the batch is bad"),
+    ):
+        list(dataset)
+
+
+@pytest.mark.parametrize(("key", "words"), KINDS.items())
+def test_each_kind_of_bad_sample_says_what_is_wrong(bad_server: Loader, key: str, words: str) -> None:
+    with (
+        RemoteDataset(bad_server.url, stream=key, batch_size=2, shuffle=False) as dataset,
         pytest.raises(SampleError, match=words) as caught,
     ):
         next(iter(dataset))
-    assert (caught.value.key, caught.value.shard) == (key, "one.tar")
+    assert (caught.value.key, caught.value.shard) == (key, f"{key}.tar")
 
 
 @pytest.fixture
@@ -185,14 +195,14 @@ def test_pictures_of_different_sizes_within_an_answer_are_an_error_that_names_tw
 def test_pictures_of_different_sizes_between_two_servers_answers_are_an_error_that_names_two(tmp_path: Path) -> None:
     samples = [(f"s{n:02d}", {"jpg": jpeg((40, 30) if n < 32 else (48, 30)), "cls": b"1"}) for n in range(64)]
     shards = write_shards(tmp_path, samples, count=2, name="odd")
-    options = ("--workers", "1")
-    with (
-        Loader.of(shards, *options) as one,
-        Loader.of(shards, *options) as two,
-        RemoteDataset([one.url, two.url], batch_size=64, shuffle=False) as dataset,
-        pytest.raises(ShapeError, match=r"(?s)s\d\d.*s\d\d.*resize.*ragged"),
-    ):
-        next(iter(dataset))
+    with Loader.of(shards, *OPTIONS, wait=False) as one, Loader.of(shards, *OPTIONS, wait=False) as two:
+        one.wait_ready()
+        two.wait_ready()
+        with (
+            RemoteDataset([one.url, two.url], batch_size=64, shuffle=False) as dataset,
+            pytest.raises(ShapeError, match=r"(?s)s\d\d.*s\d\d.*resize.*ragged"),
+        ):
+            next(iter(dataset))
 
 
 # ------------------------------------------------------------------------------------ who answers
@@ -297,9 +307,9 @@ def test_an_unknown_stream_is_refused_with_those_there_are(server: Loader) -> No
 
 
 def test_servers_of_different_data_are_refused_together(
-    server: Loader, photographs: Photographs, tmp_path: Path
+    server: Loader, thumbnails: Photographs, tmp_path: Path
 ) -> None:
-    shards = write_photographs(tmp_path, photographs[:40], count=2)
+    shards = write_photographs(tmp_path, thumbnails[:40], count=2)
     with Loader.of(shards, *OPTIONS) as other:
         error = raised_within(6.0, lambda: first_batch([server.url, other.url]))
     assert isinstance(error, DataMismatchError)
@@ -307,11 +317,12 @@ def test_servers_of_different_data_are_refused_together(
     assert "40 samples" in str(error)
 
 
-def test_servers_of_different_recipes_are_refused_together_with_what_differs(
-    server: Loader, shards: list[Path]
-) -> None:
-    with Loader.of(shards, "--resize", "48x48", "--workers", "1") as other:
-        error = raised_within(6.0, lambda: first_batch([server.url, other.url]))
+def test_servers_of_different_recipes_are_refused_together_with_what_differs(shards: list[Path]) -> None:
+    both = [Loader.of(shards, "--resize", size, *OPTIONS, wait=False) for size in ("32x32", "48x48")]
+    with both[0] as one, both[1] as other:
+        one.wait_ready()
+        other.wait_ready()
+        error = raised_within(6.0, lambda: first_batch([one.url, other.url]))
     assert isinstance(error, RecipeMismatchError)
     assert "resize=48x48" in str(error)
     assert "resize=32x32" in str(error)

@@ -15,12 +15,12 @@ from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
 SAMPLES = 240
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("bookmarks"), photographs[:SAMPLES], count=6)
+def shards(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("bookmarks"), thumbnails[:SAMPLES], count=6)
 
 
 @pytest.fixture(scope="module")

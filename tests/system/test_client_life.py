@@ -29,12 +29,12 @@ from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
 SAMPLES = 256
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("life"), photographs[:SAMPLES], count=2)
+def shards(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("life"), thumbnails[:SAMPLES], count=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,6 @@ def config(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         [streams.train]
         shards = {[str(shard) for shard in shards]}
         fields = {{ image = "jpg;png", label = "cls" }}
-        transforms = ["resize=32x32"]
         """
     )
     return path

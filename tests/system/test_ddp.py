@@ -57,11 +57,11 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def server(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+def server(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
     folder = tmp_path_factory.mktemp("ddp")
-    large = write_photographs(folder, photographs[:110], count=1, name="large")
-    shards = large + write_photographs(folder, photographs[110:SAMPLES], count=2, name="small")
-    with Loader.of(shards, "--resize", "32x32", "--workers", "1") as server:
+    large = write_photographs(folder, thumbnails[:110], count=1, name="large")
+    shards = large + write_photographs(folder, thumbnails[110:SAMPLES], count=2, name="small")
+    with Loader.of(shards, "--workers", "1") as server:
         yield server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,24 @@ from shardfeed import RemoteDataset
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, write_photographs
 
+pytestmark = pytest.mark.xdist_group("digest")  # three servers for all
+
 SAMPLES = 300
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("digest"), photographs[:SAMPLES], count=5)
+def shards(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("digest"), thumbnails[:SAMPLES], count=5)
 
 
 @pytest.fixture(scope="module")
 def servers(shards: list[Path]) -> Iterator[list[str]]:
-    with Loader.of(shards, *OPTIONS) as one, Loader.of(shards, *OPTIONS) as two, Loader.of(shards, *OPTIONS) as three:
-        yield [one.url, two.url, three.url]
+    with ExitStack() as stack:
+        loaders = [stack.enter_context(Loader.of(shards, *OPTIONS, wait=False)) for _ in range(3)]
+        for loader in loaders:
+            loader.wait_ready()
+        yield [loader.url for loader in loaders]
 
 
 def digest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,8 @@ from shardfeed import RemoteDataset
 from tests.photographs import Photographs
 from tests.server.test_http import metrics
 from tests.system.loaders import Loader, wait_until, write_photographs
+
+pytestmark = pytest.mark.xdist_group("equal-trainers")  # two processes train for all
 
 SAMPLES, BATCH, EPOCHS = 192, 16, 2
 STEPS = EPOCHS * SAMPLES // BATCH
@@ -53,26 +55,37 @@ def kills(sample):
 TRAINER = f"""
 import sys
 from shardfeed import RemoteDataset
-url, seed, shared, framing = sys.argv[1:]
-dataset = RemoteDataset(
-    url, batch_size={BATCH}, seed=int(seed), shared_memory=shared == "shared", framing=framing, digest="content",
-    prefetch_bytes={WINDOW} * {BATCH} * (64 * 64 * 3 + 100),
-)
-for epoch in range({EPOCHS}):
-    for images, _ in dataset:
-        print("step", flush=True)
-        sys.stdin.readline()
-        images.fill_(7)  # what is mine I may edit
-print(dataset.digest, flush=True)
+while told := sys.stdin.readline():
+    url, seed, shared, framing = told.split()
+    with RemoteDataset(
+        url, batch_size={BATCH}, seed=int(seed), shared_memory=shared == "shared", framing=framing, digest="content",
+        prefetch_bytes={WINDOW} * {BATCH} * (64 * 64 * 3 + 100),
+    ) as dataset:
+        for epoch in range({EPOCHS}):
+            for images, _ in dataset:
+                print("step", flush=True)
+                sys.stdin.readline()
+                images.fill_(7)  # what is mine I may edit
+                del images
+    print(dataset.digest, flush=True)
 """
 
 
 class Trainer:
-    """A training in a process of its own, which takes a step when it is told to."""
+    """A process that runs one training after the other, and takes a step when it is told to."""
 
-    def __init__(self, server: Loader, path: str = "shared", framing: str = "multipart", *, seed: int = 0) -> None:
-        command = [sys.executable, "-c", TRAINER, server.url, str(seed), path, framing]
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", TRAINER]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.trains = False
+
+    def train(self, server: Loader, path: str = "shared", framing: str = "multipart", *, seed: int = 0) -> Self:
+        """Begin a training, with a data set of its own."""
+        assert self.process.stdin is not None
+        assert not self.trains
+        self.process.stdin.write(f"{server.url} {seed} {path} {framing}\n")
+        self.trains = True
+        return self
 
     def step(self) -> str:
         """Wait for its batch and let it go on; once all are through it says its digest instead."""
@@ -81,6 +94,8 @@ class Trainer:
         said = self.process.stdout.readline().strip()
         if said == "step":
             self.process.stdin.write("\n")
+        else:
+            self.trains = False
         return said
 
     def finish(self) -> str:
@@ -94,6 +109,25 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[Trainer]]:
+    """Two trainers for all: to import torch takes one longer than its training."""
+    made = [Trainer(), Trainer()]
+    yield made
+    for trainer in made:
+        with trainer:
+            pass
+
+
+@pytest.fixture
+def trainers(processes: list[Trainer]) -> Iterator[list[Trainer]]:
+    yield processes
+    for number, trainer in enumerate(processes):
+        if trainer.trains:  # the test failed in the midst
+            with trainer:
+                processes[number] = Trainer()
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +159,12 @@ def figure(server: Loader, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+def alone(shards: list[Path], processes: list[Trainer], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of every byte that one trainer gets which nobody is beside."""
     code = tmp_path_factory.mktemp("alone")
     (code / "equal_transforms.py").write_text(TRANSFORMS)
-    with serving(shards, code) as server, Trainer(server) as trainer:
-        digest = trainer.finish()
+    with serving(shards, code) as server:
+        digest = processes[0].train(server).finish()
         assert figure(server, "shardfeed_shared_samples_total") == 0
         assert figure(server, "shardfeed_kept_bytes") == 0
     assert decoded(code) >= EPOCHS * SAMPLES
@@ -147,11 +181,17 @@ def alone(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     ids=["both borrow", "both over TCP, one in single frames", "one borrows"],
 )
 def test_two_trainers_with_equal_seeds_cost_one_decoding_and_get_what_each_would_alone(
-    shards: list[Path], code: Path, alone: str, paths: tuple[str, str], framings: tuple[str, str]
+    shards: list[Path],
+    code: Path,
+    alone: str,
+    trainers: list[Trainer],
+    paths: tuple[str, str],
+    framings: tuple[str, str],
 ) -> None:
-    with serving(shards, code) as server, ExitStack() as stack:
+    with serving(shards, code) as server:
         one, other = (
-            stack.enter_context(Trainer(server, path, framing)) for path, framing in zip(paths, framings, strict=True)
+            trainer.train(server, path, framing)
+            for trainer, path, framing in zip(trainers, paths, framings, strict=True)
         )
         for _ in range(STEPS):
             assert (one.step(), other.step()) == ("step", "step")
@@ -164,8 +204,9 @@ def test_two_trainers_with_equal_seeds_cost_one_decoding_and_get_what_each_would
         assert shared >= figure(server, "shardfeed_samples_total") - decoded(code) > 0
 
 
-def test_trainers_with_different_seeds_share_nothing(shards: list[Path], code: Path) -> None:
-    with serving(shards, code) as server, Trainer(server) as one, Trainer(server, seed=1) as other:
+def test_trainers_with_different_seeds_share_nothing(shards: list[Path], code: Path, trainers: list[Trainer]) -> None:
+    with serving(shards, code) as server:
+        one, other = trainers[0].train(server), trainers[1].train(server, seed=1)
         for _ in range(STEPS):
             assert (one.step(), other.step()) == ("step", "step")
         assert one.step() != other.step()
@@ -175,10 +216,12 @@ def test_trainers_with_different_seeds_share_nothing(shards: list[Path], code: P
 
 
 def test_a_trainer_that_is_killed_in_the_midst_leaves_its_equal_alone(
-    shards: list[Path], code: Path, alone: str
+    shards: list[Path], code: Path, alone: str, trainers: list[Trainer]
 ) -> None:
-    with serving(shards, code, "--shared-bytes", str(8 * SLOT)) as server, Trainer(server) as one:
-        with Trainer(server) as killed:
+    with serving(shards, code, "--shared-bytes", str(8 * SLOT)) as server:
+        one = trainers[0].train(server)
+        with Trainer() as killed:
+            killed.train(server)
             for _ in range(STEPS // 3):
                 assert (one.step(), killed.step()) == ("step", "step")
         assert one.finish() == alone
@@ -186,14 +229,11 @@ def test_a_trainer_that_is_killed_in_the_midst_leaves_its_equal_alone(
 
 
 def test_one_that_lags_gets_what_is_kept_and_no_more_than_may_be_is_kept(
-    shards: list[Path], code: Path, alone: str
+    shards: list[Path], code: Path, alone: str, trainers: list[Trainer]
 ) -> None:
     bound = 12 * SLOT  # twice what lies between the two: what one makes anew beside it is kept, too
-    with (
-        serving(shards, code, "--answer-cache-bytes", str(bound)) as server,
-        Trainer(server) as one,
-        Trainer(server) as other,
-    ):
+    with serving(shards, code, "--answer-cache-bytes", str(bound)) as server:
+        one, other = (trainer.train(server) for trainer in trainers)
         most = 0.0
         for number in range(STEPS):
             assert one.step() == "step"
@@ -204,14 +244,17 @@ def test_one_that_lags_gets_what_is_kept_and_no_more_than_may_be_is_kept(
         near = figure(server, "shardfeed_shared_samples_total")
         assert near > SAMPLES
         assert other.finish() == one.step() == alone
-        with Trainer(server) as late:  # by far more than is kept
-            assert late.finish() == alone
+        late = trainers[0].train(server)  # by far more than is kept
+        assert late.finish() == alone
         assert figure(server, "shardfeed_kept_bytes") <= bound
 
 
-def test_no_room_is_taken_from_answers_that_are_to_be_sent(shards: list[Path], code: Path, alone: str) -> None:
+def test_no_room_is_taken_from_answers_that_are_to_be_sent(
+    shards: list[Path], code: Path, alone: str, trainers: list[Trainer]
+) -> None:
     options = ("--send-bytes", str(2 * SLOT), "--shared-bytes", "0")
-    with serving(shards, code, *options) as server, Trainer(server) as one, Trainer(server) as other:
+    with serving(shards, code, *options) as server:
+        one, other = (trainer.train(server) for trainer in trainers)
         for _ in range(STEPS):
             assert (one.step(), other.step()) == ("step", "step")
             assert figure(server, "shardfeed_kept_bytes") <= 2 * SLOT

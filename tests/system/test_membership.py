@@ -17,13 +17,15 @@ from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 from webdataset.indexing import index_shards
 
+pytestmark = pytest.mark.xdist_group("membership")  # one server that nothing happens to, for all
+
 SAMPLES = 400
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("membership"), photographs[:SAMPLES], count=4)
+def shards(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("membership"), thumbnails[:SAMPLES], count=4)
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +151,25 @@ def test_a_callable_that_never_works_is_named_with_its_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "error", "told"),
+    ("count", "recipe", "size", "error", "told"),
     [
-        (None, "16x16", RecipeMismatchError, "came back with another recipe .*now and before: .*resize=16x16.*close"),
-        (1, "32x32", DataMismatchError, "came back with other data .*close"),
+        (
+            None,
+            ("--resize", "16x16"),
+            (16, 16),
+            RecipeMismatchError,
+            "came back with another recipe .*now and before: .*resize=16x16.*close",
+        ),
+        (1, (), (32, 32), DataMismatchError, "came back with other data .*close"),
     ],
 )
 def test_a_rolling_update_to_another_recipe_or_data_never_mixes_and_the_trainer_is_told(
-    shards: list[Path], count: int | None, size: str, error: type[Exception], told: str
+    shards: list[Path],
+    count: int | None,
+    recipe: tuple[str, ...],
+    size: tuple[int, int],
+    error: type[Exception],
+    told: str,
 ) -> None:
     with Loader.of(shards, *OPTIONS) as old:
         url = old.url
@@ -164,12 +177,12 @@ def test_a_rolling_update_to_another_recipe_or_data_never_mixes_and_the_trainer_
             batches = iter(dataset)
             next(batches)
             old.stop()
-            with Loader.of(shards[:count], "--resize", size, "--workers", "1", bind=[url]):
+            with Loader.of(shards[:count], *recipe, *OPTIONS, bind=[url]):
                 with pytest.raises(error, match=told):
                     for images, _ in batches:
                         assert images.shape[1:3] == (32, 32)
                 dataset.close()
-                assert all(f"{images.shape[1]}x{images.shape[2]}" == size for images, _ in dataset)
+                assert all(images.shape[1:3] == size for images, _ in dataset)
 
 
 # ------------------------------------------------------------------------------------ different shards
@@ -183,11 +196,12 @@ def manifest(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def data_node(folder: Path, shards: list[Path], here: set[int], manifest: Path) -> Loader:
-    """A server on a node whose disk has some of the shards."""
+    """A server on a node whose disk has some of the shards. It starts meanwhile."""
     folder.mkdir()
     for number in here:
         shutil.copy2(shards[number], folder)
-    return Loader.of([folder / shard.name for shard in shards], *OPTIONS, "--manifest", str(manifest), "--partial")
+    options = (*OPTIONS, "--manifest", str(manifest), "--partial")
+    return Loader.of([folder / shard.name for shard in shards], *options, wait=False)
 
 
 def test_servers_that_each_read_some_shards_serve_the_whole_and_one_of_two_holders_is_not_missed(
@@ -198,8 +212,10 @@ def test_servers_that_each_read_some_shards_serve_the_whole_and_one_of_two_holde
         data_node(tmp_path / "b", shards, {1, 2, 3}, manifest) as two,
         data_node(tmp_path / "c", shards, {0, 3}, manifest) as three,
     ):
+        for node in (one, two, three):
+            node.wait_ready()
         assert "reads 3 of these shards" in one.output
-        with RemoteDataset([one.url, two.url, three.url], batch_size=8) as dataset:
+        with RemoteDataset([one.url, two.url, three.url], batch_size=8, prefetch_bytes=1) as dataset:
             for step, _ in enumerate(dataset):
                 if step == 10:
                     two.kill()
@@ -212,24 +228,28 @@ def test_with_the_only_holder_of_a_shard_gone_the_trainer_is_told_its_name_withi
     with (
         data_node(tmp_path / "a", shards, {0, 1, 2}, manifest) as one,
         data_node(tmp_path / "b", shards, {0, 1, 2, 3}, manifest) as two,
-        RemoteDataset([one.url, two.url], batch_size=8, prefetch_bytes=1, timeout=3) as dataset,
     ):
-        batches = iter(dataset)
-        next(batches)
-        two.kill()
-        with pytest.raises(StarvedError, match=r"train-000003\.tar") as caught:
-            for _ in batches:
-                pass
-        assert two.url in str(caught.value)
+        one.wait_ready()
+        two.wait_ready()
+        with RemoteDataset([one.url, two.url], batch_size=8, prefetch_bytes=1, timeout=3) as dataset:
+            batches = iter(dataset)
+            next(batches)
+            two.kill()
+            with pytest.raises(StarvedError, match=r"train-000003\.tar") as caught:
+                for _ in batches:
+                    pass
+            assert two.url in str(caught.value)
 
 
 def test_a_shard_that_no_server_reads_is_named_at_the_start(shards: list[Path], manifest: Path, tmp_path: Path) -> None:
     with (
         data_node(tmp_path / "a", shards, {0, 1}, manifest) as one,
         data_node(tmp_path / "b", shards, {1, 3}, manifest) as two,
-        pytest.raises(ConnectError, match=r"no server reads 'train-000002\.tar'") as caught,
     ):
-        iter(RemoteDataset([one.url, two.url], batch_size=8, connect_timeout=3))
+        one.wait_ready()
+        two.wait_ready()
+        with pytest.raises(ConnectError, match=r"no server reads 'train-000002\.tar'") as caught:
+            iter(RemoteDataset([one.url, two.url], batch_size=8, connect_timeout=3))
     assert "train-000001" not in str(caught.value)
 
 

@@ -13,12 +13,12 @@ from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, wait_until, write_photographs
 
 SAMPLES, BATCH = 128, 16
-OPTIONS = ("--resize", "32x32", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
-def server(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
-    shards = write_photographs(tmp_path_factory.mktemp("next"), photographs[:SAMPLES], count=2)
+def server(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    shards = write_photographs(tmp_path_factory.mktemp("next"), thumbnails[:SAMPLES], count=2)
     with Loader.of(shards, *OPTIONS) as server:
         yield server
 
@@ -42,9 +42,9 @@ def alone(server: Loader, epoch: int) -> tuple[list[torch.Tensor], int]:
 
 
 def test_the_first_batches_of_the_next_epoch_are_there_without_any_server(
-    photographs: Photographs, tmp_path: Path
+    thumbnails: Photographs, tmp_path: Path
 ) -> None:
-    shards = write_photographs(tmp_path, photographs[:SAMPLES], count=2)
+    shards = write_photographs(tmp_path, thumbnails[:SAMPLES], count=2)
     with (
         Loader.of(shards, *OPTIONS) as server,
         RemoteDataset(server.url, batch_size=BATCH, info=True) as dataset,
@@ -92,8 +92,8 @@ def test_what_was_begun_ahead_is_dropped_where_the_trainer_goes_elsewhere(server
         assert all(map(torch.equal, again, first))
 
 
-def test_a_bad_sample_of_the_next_epoch_is_raised_in_that_epoch(photographs: Photographs, tmp_path: Path) -> None:
-    samples = [(key, {"jpg": jpeg, "cls": str(label).encode()}) for key, jpeg, label in photographs[:SAMPLES]]
+def test_a_bad_sample_of_the_next_epoch_is_raised_in_that_epoch(thumbnails: Photographs, tmp_path: Path) -> None:
+    samples = [(key, {"jpg": jpeg, "cls": str(label).encode()}) for key, jpeg, label in thumbnails[:SAMPLES]]
     samples[0][1]["jpg"] = b"no picture"
     shards = write_shards(tmp_path, samples, 2, "bad")
     with (
