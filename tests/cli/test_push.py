@@ -182,10 +182,10 @@ def test_a_server_with_curve_keys_sends_too_and_told_to_stop_ends_its_outputs_an
 ) -> None:
     keys = make_server(tmp_path / "keys")
     where = f"zrpush+ipc://{temporary_folder}/out"
-    options = ["--resize", "32x32", "--push", where, "--push-batch-size", "20", "--curve", str(keys)]
+    options = ["--push", where, "--push-batch-size", "20", "--curve", str(keys)]
     with a_server(folder, tmp_path / "log", *options) as running:
         ((images, labels),) = received(pushed(running, 1)["zrpush+ipc"], 1)
-        assert (images.shape, labels.shape) == ((20, 32, 32, 3), (20,))
+        assert (images.shape, labels.shape) == ((20, 375, 500, 3), (20,))
         (output,) = outputs(running)
         private = private_folder(output)
         assert private.stat().st_mode & 0o777 == 0o700
@@ -199,7 +199,7 @@ def test_a_server_with_curve_keys_sends_too_and_told_to_stop_ends_its_outputs_an
 def test_an_output_that_is_killed_is_started_again_and_ends_with_a_server_that_is_killed(
     folder: Path, tmp_path: Path
 ) -> None:
-    with a_server(folder, tmp_path / "log", "--resize", "32x32", "--push", "zrpush://127.0.0.1:0") as running:
+    with a_server(folder, tmp_path / "log", "--push", "zrpush://127.0.0.1:0") as running:
         pushed(running, 1)
         outputs(running)[0].kill()
         running.wait_for(r"^pushing default to zrpush", 2)
@@ -232,7 +232,7 @@ def test_an_output_that_cannot_begin_ends_the_server_with_its_reason(
     folder: Path, server: Running, tmp_path: Path
 ) -> None:
     taken = pushed(server, 3)["zrpush"].replace("pull", "push")
-    with a_server(folder, tmp_path / "log", "--resize", "32x32", "--push", taken) as running:
+    with a_server(folder, tmp_path / "log", "--push", taken) as running:
         assert running.process.wait(PATIENCE) == 1
     assert f"error: cannot bind {taken}" in running.said()
     assert f"error: output {taken}: its process ended with exit status 1" in running.said()

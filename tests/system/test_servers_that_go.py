@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,15 +17,18 @@ from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, wait_until, write_photographs
 from webdataset.indexing import index_shards
 
+pytestmark = pytest.mark.xdist_group("servers-that-go")  # the server that stays is there for all
+
 SAMPLES = 600
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("faults"), photographs[:SAMPLES], count=4)
+def shards(photographs_of: Callable[[int, int], Photographs], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    # Large enough that an epoch takes a while, and no server needs torch to resize them.
+    return write_photographs(tmp_path_factory.mktemp("faults"), photographs_of(256, 192)[:SAMPLES], count=4)
 
 
-OPTIONS = ("--resize", "64x64", "--workers", "1")
+OPTIONS = ("--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_workers_killed_in_mid_epoch_are_replaced_and_nobody_notices(steady: Loa
 def test_a_server_answers_while_what_starts_its_workers_was_killed_and_starts_again(
     shards: list[Path], undisturbed: str
 ) -> None:
-    options = ["--fields", "jpg;png cls", *OPTIONS, "--bind", "tcp://127.0.0.1:0"]
+    options = ["--fields", "jpg;png cls", "--resize", "64x64", *OPTIONS, "--bind", "tcp://127.0.0.1:0"]
     with Loader([*shards, *options], http="127.0.0.1:0") as server:
         (url,) = re.findall(r"^health and figures: (http://\S+?/healthz)", server.output, re.MULTILINE)
         (starter,) = {worker.parent() for worker in server.workers()}

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +23,16 @@ from shardfeed_wire.messages import SharedMemory
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("shared-memory")  # one server for most
+
 SAMPLES, BATCH = 256, 16
-OPTIONS = ("--resize", "64x64", "--workers", "2")
+OPTIONS = ("--workers", "2")
 SLOT = 1 << 20  # what an answer of 16 pictures of 64 x 64 lies in
 
 
 @pytest.fixture(scope="module")
-def shards(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("shared"), photographs[:SAMPLES], count=2)
+def shards(photographs_of: Callable[[int, int], Photographs], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photographs(tmp_path_factory.mktemp("shared"), photographs_of(64, 64)[:SAMPLES], count=2)
 
 
 @pytest.fixture(scope="module")
