@@ -37,7 +37,7 @@ def ready(serving):
     print(serving.endpoints[0], flush=True)
 
 if __name__ == "__main__":
-    stream = StreamConfig(shards=tuple(sys.argv[1:]), fields="jpg cls", transforms=("resize=32x32",))
+    stream = StreamConfig(shards=tuple(sys.argv[1:]), fields="jpg cls")
     config = ServerConfig(streams={"default": stream}, bind=("tcp://127.0.0.1:0",), workers=1)
     serve(config, Observer(ready=ready), end_with=0)
 """
@@ -128,11 +128,11 @@ def test_every_message_field_reason_and_limit_is_in_the_page() -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path, photographs: Any, shards: Callable[..., list[Path]]) -> Iterator[str]:
+def served(tmp_path: Path, thumbnails: Any, shards: Callable[..., list[Path]]) -> Iterator[str]:
     """The endpoint of a server of 40 photographs in 2 shards, in a process of its own."""
     script = tmp_path / "serve_photographs.py"
     script.write_text(SERVE)
-    command = [sys.executable, str(script), *map(str, shards(photographs[:40], count=2))]
+    command = [sys.executable, str(script), *map(str, shards(thumbnails[:40], count=2))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -174,7 +174,7 @@ def test_the_client_of_the_page_reads_the_first_batch(served: str, tmp_path: Pat
 
 @pytest.mark.parametrize("framing", ["multipart", "single"])
 def test_the_documented_functions_read_a_batch_in_the_framing_of_the_request(
-    dealer: zmq.Socket[bytes], photographs: Any, framing: str
+    dealer: zmq.Socket[bytes], thumbnails: Any, framing: str
 ) -> None:
     receive = tenbin.zrecv_multipart if framing == "multipart" else tenbin.zrecv_single
 
@@ -199,7 +199,7 @@ def test_the_documented_functions_read_a_batch_in_the_framing_of_the_request(
         assert hashes[row].tobytes() == reference.keyhash(name, key.encode())
     images, labels = (columns[column["tensor"] - 4] for column in batch["columns"])
     assert images.shape == (3, 32, 32, 3)
-    assert labels.tolist() == [photographs[n].label for n in (3, 20, 7)]
+    assert labels.tolist() == [thumbnails[n].label for n in (3, 20, 7)]
 
 
 def test_what_makes_no_sense_is_not_answered_and_disturbs_nobody(dealer: zmq.Socket[bytes]) -> None:

@@ -13,11 +13,13 @@ from tests.cli.command import run
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, write_photographs
 
+pytestmark = pytest.mark.xdist_group("bench")  # one process starts the server of all
+
 
 @pytest.fixture(scope="module")
-def server(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
-    shards = write_photographs(tmp_path_factory.mktemp("bench"), photographs[:24], count=2)
-    with Loader.of(shards, "--resize", "32x32", "--workers", "1") as loader:
+def server(thumbnails: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    shards = write_photographs(tmp_path_factory.mktemp("bench"), thumbnails[:24], count=2)
+    with Loader.of(shards, "--workers", "1") as loader:
         yield loader
 
 

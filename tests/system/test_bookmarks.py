@@ -14,6 +14,8 @@ from shardfeed import ConfigError, DataMismatchError, RecipeMismatchError, Remot
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("bookmarks")  # one process starts the server of all
+
 SAMPLES = 240
 OPTIONS = ("--workers", "1")
 

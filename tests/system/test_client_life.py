@@ -28,6 +28,8 @@ from shardfeed.routing import Step
 from tests.photographs import Photographs
 from tests.system.loaders import Loader, wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("client-life")  # one process starts the server of all
+
 SAMPLES = 256
 OPTIONS = ("--workers", "1")
 

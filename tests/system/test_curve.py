@@ -19,6 +19,8 @@ from tests.photographs import Photographs
 from tests.system.loaders import Loader, write_photographs
 from tests.system.recording_proxy import RecordingProxy
 
+pytestmark = pytest.mark.xdist_group("curve")  # one process starts the server of all
+
 SAMPLES = 120
 
 

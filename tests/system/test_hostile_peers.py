@@ -21,6 +21,8 @@ from tests.photographs import Photographs
 from tests.system import hostile_peers
 from tests.system.loaders import Loader, wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("hostile-peers")  # one process starts the server of all
+
 SAMPLES = 400
 MIB = 1 << 20
 SEND_BYTES = 64 * MIB

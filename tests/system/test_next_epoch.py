@@ -12,6 +12,8 @@ from shardfeed import RemoteDataset, SampleError
 from tests.photographs import Photographs, write_shards
 from tests.system.loaders import Loader, wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("next-epoch")  # one process starts the server of all
+
 SAMPLES, BATCH = 128, 16
 OPTIONS = ("--workers", "1")
 

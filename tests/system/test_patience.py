@@ -23,6 +23,8 @@ from tests.photographs import Photographs
 from tests.system import hostile_peers
 from tests.system.loaders import wait_until, write_photographs
 
+pytestmark = pytest.mark.xdist_group("patience")  # one process starts the server of all
+
 ROOT = Path(__file__).parents[2]
 SAMPLES = 64
 MIB = 1 << 20

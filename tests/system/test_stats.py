@@ -18,6 +18,8 @@ from tests.photographs import write_shards
 from tests.server.test_http import metrics
 from tests.system.loaders import Loader, wait_until
 
+pytestmark = pytest.mark.xdist_group("stats")  # one process starts the server of all
+
 SAMPLES, SIZE = 160, 4_000
 
 SLOWLY = """
