@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,9 @@ def digest(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows asked for at once; no part of the digest.")] = 64,
     shuffle: Annotated[bool, typer.Option(help="Whether the order is random.")] = True,
     content: Annotated[bool, typer.Option(help="Let every row's bytes count, not its place and key alone.")] = False,
+    on_error: Annotated[
+        Literal["raise", "mask"], typer.Option(help="End at a bad sample, or count its place and key all the same.")
+    ] = "raise",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a server, and for a batch.")] = 30.0,
     curve: Annotated[
         str | None, typer.Option(help="This client's key file, of `shardfeed keygen`, for servers with --curve.")
@@ -36,6 +39,7 @@ def digest(
         shuffle=shuffle,
         rank=0,
         world_size=1,
+        on_error=on_error,
         connect_timeout=timeout,
         timeout=timeout,
         curve=curve,

@@ -6,6 +6,8 @@ import gzip
 import io
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -154,6 +156,10 @@ def test_bad_samples_are_raised_with_their_names_or_masked_and_counted(bad_serve
         assert labels.tolist() == [1] * 8
         assert dataset.stats.masked == 4
         assert dataset.stats.samples == 4
+        command = [sys.executable, "-m", "shardfeed", "digest", url, "--stream", stream]
+        command += ["--no-shuffle", "--on-error", "mask"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50).stdout
+        assert printed.strip() == dataset.digest
     with RemoteDataset(url, stream=stream, batch_size=3, shuffle=False) as dataset:
         batches = iter(dataset)
         next(batches)
