@@ -93,6 +93,9 @@ def main() -> None:
         if checkpoint is not None:
             train.load_state_dict(json.loads(Path(checkpoint, "bookmark.json").read_text()))
         trainer.train(resume_from_checkpoint=checkpoint)
+    # Or a thread of the process group, which is about to let go of the last tensors, aborts the process as it ends.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
