@@ -194,7 +194,7 @@ class PlainDataset(IterableDataset[Any]):
 
     def _skip(self, error: TenbinError) -> None:
         if not self.skipped:
-            log.warning("skipped a message: %s; `skipped` counts them", error)
+            log.warning("skipped a message: %s; `skipped` counts them", str(error))
         self.skipped += 1
 
 

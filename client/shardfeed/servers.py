@@ -237,7 +237,8 @@ class Servers:
         """Forget a server that is gone; see `PeerHandler`."""
         was_up = self._up.pop(peer.url, None) is not None
         if self._connected and (was_up or isinstance(reason, RefusedError)):
-            log.warning("lost a server: %s", reason)
+            # Its text: a handler that keeps records would keep the error's frames, and the answers that they hold.
+            log.warning("lost a server: %s", str(reason))
         if self._query is not None:
             self._query.lost(peer.url)
         self._listener.happened(ServerDown(peer.url, str(reason)))
