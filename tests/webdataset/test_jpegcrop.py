@@ -199,17 +199,22 @@ def test_what_cannot_be_made_is_a_value_error_in_libjpegs_words_or_ours(
     [
         bytes(3),
         bytearray(3),
-        np.empty((1, 1), np.uint8),
-        np.empty((1, 1, 4), np.uint8),
-        np.empty((1, 1, 3), np.uint16),
-        np.empty((4, 4, 3), np.uint8)[:, ::2],
-        None,
+        np.zeros((1, 1), np.uint8),
+        np.zeros((1, 1, 4), np.uint8),
+        np.zeros((1, 1, 3), np.uint16),
+        np.zeros((4, 4, 3), np.uint8)[:, ::2],
     ],
-    ids=str,
+    ids=["bytes", "bytearray", "two axes", "four channels", "two bytes each", "not contiguous"],
 )
 def test_memory_that_is_no_picture_is_not_written_to(decode_part: DecodePart, into: Any) -> None:
     with pytest.raises((ValueError, TypeError, BufferError)):
         decode_part(pillows(scene(20, 30)), into, 0, 0)
+    assert not np.any(np.asarray(into if isinstance(into, np.ndarray) else list(into)))
+
+
+def test_what_is_no_memory_at_all_is_a_type_error(decode_part: DecodePart) -> None:
+    with pytest.raises(TypeError):
+        decode_part(pillows(scene(20, 30)), None, 0, 0)
 
 
 def test_one_channel_of_a_picture_in_colour_is_refused_for_luma_is_not_what_pillow_makes_gray(
