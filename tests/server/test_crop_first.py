@@ -16,7 +16,7 @@ import webdataset.images
 from shardfeed_server.config import FieldConfig, StreamConfig
 from shardfeed_server.draws import Draws
 from shardfeed_server.recipe import Recipe
-from shardfeed_server.transforms import parse_transform
+from shardfeed_server.transforms import RandomResizedCrop, parse_transform
 from shardfeed_wire.errors import SampleError
 from tests.photographs import Photographs
 from tests.requirements import require
@@ -115,7 +115,7 @@ def test_the_whole_is_not_decoded_where_jpegcrop_is_installed(
 
 
 def is_small(draws: Draws) -> bool:
-    _, _, height, width = parse_transform("random_resized_crop=64").choose(375, 500, draws)  # type: ignore[attr-defined]
+    _, _, height, width = RandomResizedCrop.choose(375, 500, draws)
     return bool(height * width < 0.8 * 375 * 500)
 
 

@@ -138,10 +138,8 @@ def bad_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
     folder = tmp_path_factory.mktemp("bad-samples")
     bad_samples(folder)
     config = folder / "shardfeed.toml"
-    streams = [
-        f'[streams.{shard}]\nshards = "{shard}.tar"\nfields = "jpg cls"\nmax_pixels = 20000\n'
-        for shard in ("bad", *KINDS)
-    ]
+    recipe = 'fields = "jpg cls"\nmax_pixels = 20000\ntransforms = ["resize=8x8"]\n'
+    streams = [f'[streams.{shard}]\nshards = "{shard}.tar"\n{recipe}' for shard in ("bad", *KINDS)]
     config.write_text('bind = ["tcp://127.0.0.1:0"]\nworkers = 1\n' + "".join(streams))
     with Loader(["--config", config]) as server:
         yield server

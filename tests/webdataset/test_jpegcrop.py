@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,10 @@ def test_a_part_has_the_pixels_of_the_whole_in_all_forms_of_jpeg(
                 np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
 
 
+def part_of_seed(seed: float, height: int, width: int) -> Part:
+    return some_part(height, width, random.Random(seed))
+
+
 def spoilt(jpeg: bytes, draw: random.Random) -> bytes:
     """Cut a file off, or change, lose or add some bytes, mostly of its compressed data."""
     way = draw.randrange(5)
@@ -134,7 +139,7 @@ def test_a_damaged_picture_is_bad_or_good_for_every_part_as_it_is_as_a_whole(
         results = []
         for jpegcrop in (Counting, None):
             monkeypatch.setattr(webdataset.images, "_import_jpegcrop", lambda jpegcrop=jpegcrop: jpegcrop)
-            results.append(outcome(jpeg, spec, lambda h, w, seed=seed: some_part(h, w, random.Random(seed))))  # type: ignore[misc]
+            results.append(outcome(jpeg, spec, partial(part_of_seed, seed)))
         np.testing.assert_array_equal(*results)
     assert made.count(True) > 100
     assert made.count(False) > 300
